@@ -1,0 +1,146 @@
+/**
+ * What a node can be asked to do: one table, whichever of the three doors (socket, MQTT command, MQTT set)
+ * the asking came by. A door proves who asks; `Commands.execute` decides whether they may, records it, and runs it.
+ *
+ * Order for every command: verb known → arguments valid → role → outlets → already seen → audit → journal → run.
+ */
+import * as v from "valibot";
+import type { OutletId } from "../hal/ports.ts";
+
+/** What a signer may be allowed; `admin` includes the others. */
+export const ROLES = ["read", "power", "console", "update", "config", "admin"] as const;
+export type Role = (typeof ROLES)[number];
+
+/** 0 reads, 1 is harmless, 2 disrupts, 3 is dangerous (needs a reason). From 2 on a signature or the local socket is needed. */
+export type Tier = 0 | 1 | 2 | 3;
+
+/** Who asks, as the door established it. */
+export interface Caller {
+  door: "socket" | "mqtt" | "set";
+  /** `local:alice`, `key:alice@desk`, `anonymous` or `set`. */
+  who: string;
+  roles: ReadonlySet<Role>;
+  mayOutlet(outlet: OutletId): boolean;
+}
+
+/** A command on its way, before its arguments were looked at. */
+export interface Request {
+  id: string;
+  verb: string;
+  args: unknown;
+  reason?: string;
+  /** Unix seconds; the id is remembered until ten minutes after it. */
+  exp: number;
+  /** SHA-256 of the bytes it came in, hex: the same id with other bytes is a replay. */
+  digest: string;
+  caller: Caller;
+}
+
+/** A command that is allowed and running. */
+export interface Call<Args> {
+  id: string;
+  args: Args;
+  reason?: string;
+  caller: Caller;
+  /** Tells whoever waits how far it is; `ratio` 0 to 1. */
+  progress(message: string, ratio?: number): void;
+  /** Aborts when the agent stops. */
+  signal: AbortSignal;
+}
+
+/** How a command ended. */
+export interface Outcome {
+  state: "done" | "unchanged" | "failed" | "unconfirmed" | "refused";
+  code?: Code;
+  message?: string;
+  result?: unknown;
+}
+
+/** One row of the table. */
+export interface Command<Schema extends v.GenericSchema = v.GenericSchema> {
+  verb: string;
+  summary: string;
+  tier: Tier | ((args: v.InferOutput<Schema>) => Tier);
+  role: Role;
+  args: Schema;
+  /** May be sent to `all` nodes at once. */
+  broadcast?: boolean;
+  /** The outlets it would touch, for the signer's limits; resolved from names. */
+  outlets?(args: v.InferOutput<Schema>): readonly OutletId[];
+  run(call: Call<v.InferOutput<Schema>>): Promise<Outcome>;
+}
+
+/** Fixes a row's argument type so that `run` sees it. */
+export function command<Schema extends v.GenericSchema>(row: Command<Schema>): Command {
+  return row as unknown as Command;
+}
+
+/** Why something was not done. Closed: programs branch on it, `fruit mqtt schema` lists it. `rule.P<n>` is added by the power rules. */
+export const CODES = [
+  "audit",
+  "bad-args",
+  "bad-envelope",
+  "bad-json",
+  "bad-utf8",
+  "bus",
+  "busy",
+  "clock",
+  "disk",
+  "duplicate",
+  "expired",
+  "failed",
+  "locked",
+  "rate-limited",
+  "replay",
+  "restarted",
+  "retained",
+  "stopping",
+  "too-large",
+  "unauthorised",
+  "unknown-outlet",
+  "unknown-verb",
+  "unreachable",
+  "wrong-node",
+  "wrong-site",
+  "wrong-topic",
+] as const;
+export type Code = (typeof CODES)[number] | `rule.P${number}`;
+
+/** A refusal: nothing was changed, the code says why and the message the way out. */
+export class Refusal extends Error {
+  readonly code: Code;
+  constructor(code: Code, message: string) {
+    super(message);
+    this.name = "Refusal";
+    this.code = code;
+  }
+}
+
+/** States in the order they can come; the last five are final. */
+export const COMMAND_STATES = [
+  "accepted",
+  "running",
+  "done",
+  "unchanged",
+  "failed",
+  "refused",
+  "expired",
+  "unconfirmed",
+] as const;
+
+/** What is answered: at once `accepted`, perhaps some `running`, then one final state. */
+export const CommandResult = v.object({
+  id: v.string(),
+  verb: v.string(),
+  state: v.picklist(COMMAND_STATES),
+  code: v.optional(v.pipe(v.string(), v.regex(/^(rule\.P\d+|[a-z0-9-]+)$/))),
+  message: v.optional(v.string()),
+  progress: v.optional(v.pipe(v.number(), v.minValue(0), v.maxValue(1))),
+  result: v.optional(v.unknown()),
+  ts: v.optional(
+    v.pipe(v.number(), v.description("Unix seconds; absent while the clock is not synchronised")),
+  ),
+  by: v.optional(v.string()),
+  duration_s: v.optional(v.number()),
+});
+export type CommandResult = v.InferOutput<typeof CommandResult>;

@@ -1,0 +1,246 @@
+/**
+ * How this agent runs: the schema, the defaults, and the only reader of `node.json`.
+ * Local only: what the node should *be* is declared elsewhere and may come from the site.
+ */
+import { readFileSync } from "node:fs";
+import * as v from "valibot";
+import { GROUPS } from "./telemetry/metrics.ts";
+
+/** Where the configuration is when neither a flag nor `FRUIT_CONFIG` says so. */
+export const CONFIG_PATH = "/etc/fruit/node.json";
+
+/** A configuration nobody can run with: every problem at once, each with its path and the value. Exit 78. */
+export class ConfigError extends Error {
+  readonly problems: readonly string[];
+  constructor(file: string, problems: readonly string[]) {
+    super(`${file}:\n${problems.map((problem) => `  ${problem}`).join("\n")}`);
+    this.name = "ConfigError";
+    this.problems = problems;
+  }
+}
+
+/** An object that takes only its own keys and says which one it does not know. */
+const strict = <const Entries extends v.ObjectEntries>(entries: Entries) =>
+  v.strictObject(entries, (issue) =>
+    issue.expected === "never"
+      ? `unknown key ${issue.received}`
+      : `expected an object, received ${issue.received}`,
+  );
+const level = (what: string) =>
+  v.pipe(
+    v.string(),
+    v.regex(/^[a-z0-9-]{1,32}$/, (i) => `${i.received} is no ${what}: 1 to 32 of a-z, 0-9 and -`),
+  );
+const bounded = (min: number, max: number, fallback: number) =>
+  v.optional(v.pipe(v.number(), v.minValue(min), v.maxValue(max)), fallback);
+const whole = (min: number, max: number, fallback: number) =>
+  v.optional(v.pipe(v.number(), v.integer(), v.minValue(min), v.maxValue(max)), fallback);
+const outletId = v.pipe(
+  v.string(),
+  v.regex(/^\d{1,3}\.\d{1,2}$/, (i) => `${i.received} is no outlet: <board>.<pi>, such as 3.1`),
+);
+const path = v.pipe(
+  v.string(),
+  v.startsWith("/", (i) => `${i.received} is not an absolute path`),
+);
+
+const Mqtt = strict({
+  /** mqtt://host:1883 or mqtts://host:8883 */
+  url: v.pipe(
+    v.string(),
+    v.regex(
+      /^mqtts?:\/\/[^/\s]+$/,
+      (i) => `${i.received}: expected mqtt://host[:port] or mqtts://host[:port]`,
+    ),
+  ),
+  /** The site's CA, PEM: with mqtts nothing else is trusted. */
+  ca: v.optional(path),
+  cert: v.optional(path),
+  key: v.optional(path),
+  username: v.optional(v.string()),
+  password_file: v.optional(path),
+  /** 5 falls back to 3.1.1 by itself; 3 never tries 5. */
+  version: v.optional(v.picklist([5, 3]), 5),
+  keepalive_seconds: whole(5, 1200, 60),
+  will_delay_seconds: whole(0, 300, 10),
+  connect_timeout_seconds: bounded(1, 120, 20),
+  backoff_max_seconds: bounded(1, 3600, 300),
+  buffer_bytes: whole(16_384, 16_777_216, 262_144),
+  /** Home Assistant discovery. */
+  discovery: v.optional(v.boolean(), true),
+  discovery_prefix: v.optional(v.string(), "homeassistant"),
+});
+
+const Telemetry = strict({
+  interval_seconds: bounded(10, 86_400, 60),
+  /** Seconds, for groups that need another interval; 0 turns a group off. */
+  groups: v.optional(
+    v.record(v.picklist(GROUPS), v.union([v.literal(0), v.pipe(v.number(), v.minValue(10))])),
+    {},
+  ),
+  /** Name of the metric instance to mount point. */
+  filesystems: v.optional(v.record(level("name"), path), { root: "/" }),
+});
+
+const Bus = strict({
+  driver: v.picklist(["pistack-rs485", "pistack-i2c", "clusterctrl", "sim"]),
+  device: v.optional(v.string(), "sim"),
+  boards: v.pipe(v.array(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(254))), v.minLength(1)),
+  hardware: v.optional(v.picklist([2, 3]), 3),
+  i2c_base: whole(0x08, 0x77, 0x10),
+});
+
+const Outlet = strict({
+  name: v.optional(level("name")),
+  /** The node this outlet feeds: its status, update and trial are heeded. */
+  node: v.optional(level("node")),
+  /** Watts to reckon with when it is switched on, for `supply_watts`. */
+  watts: bounded(0.1, 1000, 6),
+});
+
+const Power = strict({
+  buses: v.optional(v.array(Bus), []),
+  outlets: v.optional(v.record(outletId, Outlet), {}),
+  poll_seconds: bounded(1, 3600, 10),
+  /** Off before on in a cycle. The floor protects boards from half-discharged rails. */
+  off_time_seconds: bounded(2, 600, 3),
+  /** How long a Pi may take to shut down before its supply is cut. */
+  grace_seconds: bounded(5, 600, 30),
+  /** How long a Pi may take to show a heartbeat after power on before it is `silent`. */
+  boot_seconds: bounded(5, 3600, 120),
+  /** Below this a Pi that stopped is believed to be down. */
+  halted_amperes: bounded(0, 5, 0.15),
+  min_on_seconds: bounded(0, 3600, 10),
+  changes_per_hour: whole(1, 1000, 12),
+  stagger_seconds: bounded(0.2, 600, 1),
+  /** Input voltage below which nothing is switched on. */
+  input_volts_min: v.optional(v.pipe(v.number(), v.minValue(0), v.maxValue(60))),
+  /** What the supply can give; summed over outlets before switching on. Absent: not checked. */
+  supply_watts: v.optional(v.pipe(v.number(), v.minValue(1))),
+  confirm_seconds: bounded(5, 600, 60),
+  retry_seconds: bounded(1, 300, 30),
+  /** Longest lock anybody can take. */
+  lock_max_seconds: whole(60, 604_800, 604_800),
+});
+
+const Commands = strict({
+  /** Who may command over MQTT; without the file every signed command is refused. */
+  allowed_signers: v.optional(path),
+  /** Outlets that plain `set/outlet/<id>` may switch without a signature (Home Assistant's switch). */
+  unsigned_outlets: v.optional(v.array(outletId), []),
+});
+
+const Sim = strict({
+  seed: whole(0, 2 ** 31, 1),
+  boards: whole(1, 16, 1),
+  /** True wire times on the simulated buses. */
+  wire_time: v.optional(v.boolean(), true),
+  /** Faults that are on from the start, by name: `fruit demo --help` lists them. */
+  faults: v.optional(v.array(v.string()), []),
+  serial: v.optional(v.pipe(v.string(), v.regex(/^[0-9a-f]{1,16}$/))),
+  /** Where the simulated boards keep what survives a power cut; absent: nowhere. */
+  state: v.optional(path),
+  /** The clock nobody has set. */
+  clock_synced: v.optional(v.boolean(), true),
+});
+
+const Schema = strict({
+  site: level("site"),
+  /** `pi` and the serial number without leading zeros, unless said otherwise. */
+  node: v.optional(level("node")),
+  name: v.optional(v.pipe(v.string(), v.maxLength(64))),
+  data_dir: v.optional(path, "/data/fruit"),
+  socket: v.optional(path, "/run/fruit.sock"),
+  log_level: v.optional(v.picklist(["debug", "info", "warn", "error"]), "info"),
+  mqtt: v.optional(Mqtt),
+  telemetry: v.optional(Telemetry, {}),
+  power: v.optional(Power, {}),
+  commands: v.optional(Commands, {}),
+  sim: v.optional(Sim, {}),
+});
+export type Config = v.InferOutput<typeof Schema>;
+
+/** Makes a configuration of a parsed document. Throws `ConfigError` with all problems. `file` is for the message. */
+export function parseConfig(file: string, document: unknown): Config {
+  const parsed = v.safeParse(Schema, document);
+  if (!parsed.success) {
+    throw new ConfigError(
+      file,
+      parsed.issues.map((issue) => `${v.getDotPath(issue) ?? "(top)"}: ${issue.message}`),
+    );
+  }
+  const problems = contradictions(parsed.output);
+  if (problems.length > 0) throw new ConfigError(file, problems);
+  return parsed.output;
+}
+
+/** Reads and checks a configuration file. Throws `ConfigError`; never returns half of one. */
+export function readConfig(file: string): Config {
+  let text: string;
+  try {
+    text = readFileSync(file, "utf8");
+  } catch (cause) {
+    throw new ConfigError(file, [
+      `cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`,
+    ]);
+  }
+  let document: unknown;
+  try {
+    document = JSON.parse(text);
+  } catch (cause) {
+    throw new ConfigError(file, [`is not JSON: ${cause instanceof Error ? cause.message : String(cause)}`]);
+  }
+  return parseConfig(file, document);
+}
+
+/** What is well-formed and still cannot be meant. */
+function contradictions(config: Config): string[] {
+  const problems: string[] = [];
+  const { mqtt, power, commands } = config;
+  if (mqtt) {
+    const isTls = mqtt.url.startsWith("mqtts:");
+    if (!isTls && (mqtt.ca || mqtt.cert || mqtt.key))
+      problems.push(
+        `mqtt.url: ${mqtt.url} is not encrypted, but ca, cert or key is given (mqtts:// is meant?)`,
+      );
+    if (isTls && !mqtt.ca) problems.push("mqtt.ca: missing; mqtts needs the site's CA to pin");
+    if (Boolean(mqtt.cert) !== Boolean(mqtt.key)) problems.push("mqtt.cert, mqtt.key: one without the other");
+    if (mqtt.password_file && !mqtt.username) problems.push("mqtt.password_file: without mqtt.username");
+  }
+  const buses = new Map<number, number>();
+  for (const [index, bus] of power.buses.entries()) {
+    for (const board of bus.boards) {
+      const other = buses.get(board);
+      if (other !== undefined)
+        problems.push(`power.buses.${index}.boards: board ${board} is already on bus ${other}`);
+      buses.set(board, index);
+      if (bus.driver === "pistack-i2c" && bus.i2c_base + board > 0x77)
+        problems.push(
+          `power.buses.${index}.boards: board ${board} would be at I²C address ${bus.i2c_base + board}, above 0x77`,
+        );
+    }
+  }
+  const names = new Map<string, string>();
+  for (const [id, outlet] of Object.entries(power.outlets)) {
+    if (!buses.has(Number(id.split(".")[0])))
+      problems.push(`power.outlets.${id}: no bus has board ${id.split(".")[0]}`);
+    for (const [key, value] of [
+      ["name", outlet.name],
+      ["node", outlet.node],
+    ] as const) {
+      if (value === undefined) continue;
+      const other = names.get(`${key} ${value}`);
+      if (other) problems.push(`power.outlets.${id}.${key}: ${value} is already outlet ${other}`);
+      names.set(`${key} ${value}`, id);
+    }
+  }
+  for (const [index, id] of commands.unsigned_outlets.entries()) {
+    if (!buses.has(Number(id.split(".")[0])))
+      problems.push(`commands.unsigned_outlets.${index}: no bus has board ${id.split(".")[0]}`);
+  }
+  if (power.retry_seconds > power.confirm_seconds)
+    problems.push(
+      `power.retry_seconds: ${power.retry_seconds} is longer than power.confirm_seconds ${power.confirm_seconds}`,
+    );
+  return problems;
+}

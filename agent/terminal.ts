@@ -1,0 +1,124 @@
+/**
+ * What every command line verb shares: streams, exit codes, tables.
+ * stdout is what was asked for, stderr is everything else.
+ */
+import type { CommandResult } from "./commands.ts";
+
+/** The program's only exit codes; later verbs extend this table and never reuse a number. */
+export const EXIT = {
+  done: 0,
+  failed: 1,
+  usage: 2,
+  busy: 3,
+  refused: 4,
+  unconfirmed: 5,
+  unreachable: 6,
+  unauthorised: 7,
+  config: 78,
+} as const;
+export type Exit = (typeof EXIT)[keyof typeof EXIT];
+
+/** The streams and surroundings of one run of the program, so that the whole CLI can be tested as a function. */
+export interface Io {
+  out(text: string): void;
+  err(text: string): void;
+  env: Record<string, string | undefined>;
+  /** Columns and colours only make sense there. */
+  isTerminal: boolean;
+  /** Everything on standard input. */
+  stdin(): Promise<Uint8Array>;
+  /** Aborts on SIGINT, SIGTERM and SIGHUP. */
+  signal: AbortSignal;
+}
+
+/** Wrong words on the command line: exit 2, with the usage of the verb. */
+export class UsageError extends Error {}
+
+/** Something a person must know, with the exit code it means. No stack trace is ever shown for it. */
+export class CliError extends Error {
+  readonly exit: Exit;
+  constructor(exit: Exit, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.exit = exit;
+  }
+}
+
+/** Sends one command to the node through whichever door the flags chose; progress arrives while it runs. */
+export type Send = (
+  verb: string,
+  args: Record<string, unknown>,
+  options?: { reason?: string; onProgress?: (progress: CommandResult) => void; timeoutMs?: number },
+) => Promise<CommandResult>;
+
+/** One verb of the command line, `power status`; flags common to all doors are taken off before `run`. */
+export interface CliVerb {
+  /** Words that select it, one or two. */
+  words: string;
+  /** What follows the words, for the usage line. */
+  synopsis: string;
+  summary: string;
+  /** Needs a running agent (a door), or works by itself on the day the agent does not start. */
+  needsAgent: boolean;
+  run(context: { args: string[]; io: Io; json: boolean; send: Send }): Promise<Exit>;
+}
+
+/** The exit code a command's answer means. */
+export function exitOf(result: Pick<CommandResult, "state" | "code">): Exit {
+  if (result.state === "done" || result.state === "unchanged") return EXIT.done;
+  if (result.state === "unconfirmed") return EXIT.unconfirmed;
+  const code = result.code ?? "";
+  if (code.startsWith("rule.")) return EXIT.refused;
+  return CODE_EXITS[code] ?? EXIT.failed;
+}
+
+const CODE_EXITS: Record<string, Exit> = {
+  "bad-args": EXIT.usage,
+  "unknown-verb": EXIT.usage,
+  "unknown-outlet": EXIT.usage,
+  locked: EXIT.busy,
+  busy: EXIT.busy,
+  bus: EXIT.unreachable,
+  unreachable: EXIT.unreachable,
+  unauthorised: EXIT.unauthorised,
+  "rate-limited": EXIT.unauthorised,
+  expired: EXIT.unauthorised,
+  duplicate: EXIT.unauthorised,
+  replay: EXIT.unauthorised,
+  clock: EXIT.unauthorised,
+  "wrong-node": EXIT.unauthorised,
+  "wrong-site": EXIT.unauthorised,
+};
+
+/** Columns aligned by two spaces, the heading first; the last column is not padded. */
+export function table(rows: readonly (readonly string[])[]): string {
+  const widths: number[] = [];
+  for (const row of rows)
+    for (const [column, cell] of row.entries())
+      widths[column] = Math.max(widths[column] ?? 0, [...cell].length);
+  return rows
+    .map((row) =>
+      row
+        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+        .join("  ")
+        .trimEnd(),
+    )
+    .map((line) => `${line}\n`)
+    .join("");
+}
+
+/** `42s`, `12m`, `3h 5m`, `3d 4h`: how long something has lasted, for people. */
+export function lasting(seconds: number): string {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s}s`;
+  if (s < 3600) return `${Math.floor(s / 60)}m`;
+  const hours = Math.floor(s / 3600);
+  if (hours < 24) return s % 3600 < 60 ? `${hours}h` : `${hours}h ${Math.floor((s % 3600) / 60)}m`;
+  return hours % 24 ? `${Math.floor(hours / 24)}d ${hours % 24}h` : `${Math.floor(hours / 24)}d`;
+}
+
+/** Reads `90`, `30s`, `5m`, `2h`, `7d` as seconds. Throws `UsageError` naming the flag and the value. */
+export function seconds(flag: string, text: string): number {
+  const match = /^(\d+(?:\.\d+)?)(s|m|h|d)?$/.exec(text);
+  if (!match) throw new UsageError(`${flag}: "${text}" is not a duration (try 30s, 5m, 2h or 7d)`);
+  return Number(match[1]) * { s: 1, m: 60, h: 3600, d: 86400 }[(match[2] ?? "s") as "s" | "m" | "h" | "d"];
+}

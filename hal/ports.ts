@@ -1,0 +1,161 @@
+/**
+ * What a node can touch, as interfaces, and the one error they throw.
+ *
+ * Invariants
+ * - Only `hal/linux.ts` and `hal/sim/` open anything; everybody else is handed what is declared here.
+ * - A driver receives a link and never opens one.
+ * - `unknown` is an answer; it is never shown as `off`.
+ */
+
+/** One switchable supply, `<board>.<pi>`: `3.1` is the second Pi of board 3. */
+export type OutletId = `${number}.${number}`;
+
+/** Electrical truth as the board tells it. */
+export type Supply = "on" | "off" | "unknown";
+
+/** Why the hardware could not do what was asked; callers choose between retry, `unknown` and a refusal by it. */
+export type HalErrorCode = "absent" | "busy" | "timeout" | "bad-reply" | "refused" | "io";
+
+/** Thrown by everything in `hal/`; the message names the bus, the board and the value. */
+export class HalError extends Error {
+  readonly code: HalErrorCode;
+  constructor(code: HalErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.name = "HalError";
+    this.code = code;
+  }
+}
+
+/** A half-duplex serial bus with one request in flight (RS-485). */
+export interface SerialLink {
+  /**
+   * Drops what was unread, writes, then collects until `isWhole(collected)` or `limitMs` has passed.
+   * Returns all that arrived (perhaps nothing, perhaps garbage in front): the protocol judges it.
+   */
+  exchange(
+    write: Uint8Array,
+    isWhole: (collected: Uint8Array) => boolean,
+    limitMs: number,
+  ): Promise<Uint8Array>;
+  close(): Promise<void>;
+}
+
+/** An I²C bus: write, then read `read` bytes (0 to 32) without letting go of the bus. */
+export interface I2cLink {
+  exchange(device: number, write: Uint8Array, read: number): Promise<Uint8Array>;
+  close(): Promise<void>;
+}
+
+/** What a board says of one outlet, all of it read from the hardware now. A quantity it cannot measure is absent. */
+export interface OutletReading {
+  supply: Supply;
+  /** The board sees the Pi's heartbeat; absent where the board cannot know. */
+  heartbeat?: boolean;
+  volts?: number;
+  amperes?: number;
+  watts?: number;
+}
+
+/** What a board says of itself. */
+export interface BoardReading {
+  board: number;
+  hardware?: number;
+  firmware?: number;
+  inputVolts?: number;
+  inputAmperes?: number;
+  inputWatts?: number;
+  railVolts?: number;
+  /** Boots of the board's own controller: a change means its supply was lost. */
+  bootCount?: number;
+  errorCount?: number;
+}
+
+/** What a driver can do beyond reading, `on` and `off`; a board without a signal line must not offer `shutdown`. */
+export type Ability = "signal" | "identify" | "start-policy" | "boot-count" | "heartbeat" | "measure";
+
+/** How a bus fared since the agent started. */
+export interface BusCounters {
+  exchanges: number;
+  retries: number;
+  /** By kind: frames that failed their check, silence, everything else. */
+  crcErrors: number;
+  timeouts: number;
+  otherErrors: number;
+}
+
+/**
+ * One bus of boards that switch power. Nothing here is cached and nothing retries beyond the wire (3 tries);
+ * confirming, pacing and refusing are `agent/power/`'s. Every method throws `HalError`.
+ */
+export interface PowerController {
+  readonly driver: string;
+  /** Every outlet this bus was configured with, in rack order. */
+  readonly outlets: readonly OutletId[];
+  readonly abilities: ReadonlySet<Ability>;
+  readonly counters: Readonly<BusCounters>;
+  read(outlet: OutletId): Promise<OutletReading>;
+  readBoard(board: number): Promise<BoardReading>;
+  /** Applies or cuts the supply at once. Resolves when the board took the command: not yet a fact about the supply. */
+  switch(outlet: OutletId, to: "on" | "off"): Promise<void>;
+  /** Asks the Pi to shut down; the supply stays. Needs `signal`. */
+  signal(outlet: OutletId): Promise<void>;
+  /** Makes the outlet's board visible (LEDs). Needs `identify`. */
+  identify(outlet: OutletId, on: boolean): Promise<void>;
+  /** What the board does with this outlet when its own supply returns. Needs `start-policy`. */
+  startPolicy(outlet: OutletId): Promise<"on" | "off">;
+  /** Stores it in the board (its EEPROM: only on an explicit request of a person). */
+  setStartPolicy(outlet: OutletId, policy: "on" | "off"): Promise<void>;
+  /** Boards that answer on this bus, configured or not. */
+  scan(): Promise<BoardReading[]>;
+  close(): Promise<void>;
+}
+
+/** One power bus as configured. */
+export interface PowerBus {
+  driver: "pistack-rs485" | "pistack-i2c" | "clusterctrl" | "sim";
+  /** What `Hal.openSerial` or `Hal.openI2c` is asked for: `/dev/ttyUSB0`, `/dev/i2c-1`; ignored by `sim`. */
+  device: string;
+  /** Board numbers on this bus, in rack order. */
+  boards: readonly number[];
+  /** Pi Stack hardware version, 2 or 3: the outlets' voltage dividers differ. */
+  hardware: 2 | 3;
+  /** First I²C address of the boards; board n answers at base + n. */
+  i2c_base: number;
+}
+
+/** The computer itself: who it is and the kernel's files about it. */
+export interface Machine {
+  /** Serial number as the firmware prints it, leading zeros and all; undefined off a Pi. */
+  readonly serial: string | undefined;
+  /** New at every boot. */
+  readonly bootId: string;
+  /**
+   * The content of a kernel file now (`/proc/stat`), into a buffer that the next `read` may overwrite.
+   * Undefined where the file does not exist. Files stay open; nothing is started for it.
+   */
+  read(path: string): Uint8Array | undefined;
+  /** Names in a directory, sorted; empty where it does not exist. */
+  list(path: string): string[];
+  /** Target of a symbolic link, undefined where there is none. */
+  link(path: string): string | undefined;
+  /** Space of the file system that holds `path`. */
+  space(path: string): { sizeBytes: number; availBytes: number } | undefined;
+  /** Whether the clock was set by somebody who knows the time, and by how much it is believed to be off. */
+  clock(): { synced: boolean; offsetSeconds?: number };
+  /** The firmware's throttle word and where it was read; undefined where the board cannot tell. */
+  throttled(): { word: number; source: "mailbox" | "sysfs" } | undefined;
+  /** Blinks the machine's own LED so that a person finds it. False where it has none. */
+  identify(on: boolean): boolean;
+  close(): void;
+}
+
+/** All the hardware of one node. */
+export interface Hal {
+  readonly kind: "linux" | "sim";
+  readonly machine: Machine;
+  openSerial(device: string): Promise<SerialLink>;
+  openI2c(device: string): Promise<I2cLink>;
+  /** The simulated stack itself as a controller, for the driver `sim`; absent on real hardware. */
+  openStack?(boards: readonly number[]): Promise<PowerController>;
+  close(): Promise<void>;
+}
