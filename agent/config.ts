@@ -195,52 +195,63 @@ export function readConfig(file: string): Config {
 
 /** What is well-formed and still cannot be meant. */
 function contradictions(config: Config): string[] {
+  const boards = new Set(config.power.buses.flatMap((bus) => bus.boards));
+  const unknownBoard = (id: string) =>
+    boards.has(Number(id.split(".")[0])) ? [] : [`no bus has board ${id.split(".")[0]}`];
+  const at = (path: string, problems: string[]) => problems.map((problem) => `${path}: ${problem}`);
+  return [
+    ...(config.mqtt ? mqttContradictions(config.mqtt) : []),
+    ...busContradictions(config.power.buses),
+    ...Object.keys(config.power.outlets).flatMap((id) => at(`power.outlets.${id}`, unknownBoard(id))),
+    ...config.commands.unsigned_outlets.flatMap((id, index) =>
+      at(`commands.unsigned_outlets.${index}`, unknownBoard(id)),
+    ),
+    ...twice(config, "name"),
+    ...twice(config, "node"),
+    ...(config.power.retry_seconds > config.power.confirm_seconds
+      ? [
+          `power.retry_seconds: ${config.power.retry_seconds} is longer than power.confirm_seconds ${config.power.confirm_seconds}`,
+        ]
+      : []),
+  ];
+}
+
+function mqttContradictions(mqtt: NonNullable<Config["mqtt"]>): string[] {
+  const isTls = mqtt.url.startsWith("mqtts:");
+  return [
+    ...(!isTls && (mqtt.ca || mqtt.cert || mqtt.key)
+      ? [`mqtt.url: ${mqtt.url} is not encrypted, but ca, cert or key is given (mqtts:// is meant?)`]
+      : []),
+    ...(isTls && !mqtt.ca ? ["mqtt.ca: missing; mqtts needs the site's CA to pin"] : []),
+    ...(Boolean(mqtt.cert) === Boolean(mqtt.key) ? [] : ["mqtt.cert, mqtt.key: one without the other"]),
+    ...(mqtt.password_file && !mqtt.username ? ["mqtt.password_file: without mqtt.username"] : []),
+  ];
+}
+
+function busContradictions(buses: Config["power"]["buses"]): string[] {
   const problems: string[] = [];
-  const { mqtt, power, commands } = config;
-  if (mqtt) {
-    const isTls = mqtt.url.startsWith("mqtts:");
-    if (!isTls && (mqtt.ca || mqtt.cert || mqtt.key))
-      problems.push(
-        `mqtt.url: ${mqtt.url} is not encrypted, but ca, cert or key is given (mqtts:// is meant?)`,
-      );
-    if (isTls && !mqtt.ca) problems.push("mqtt.ca: missing; mqtts needs the site's CA to pin");
-    if (Boolean(mqtt.cert) !== Boolean(mqtt.key)) problems.push("mqtt.cert, mqtt.key: one without the other");
-    if (mqtt.password_file && !mqtt.username) problems.push("mqtt.password_file: without mqtt.username");
-  }
-  const buses = new Map<number, number>();
-  for (const [index, bus] of power.buses.entries()) {
+  const owner = new Map<number, number>();
+  for (const [index, bus] of buses.entries()) {
     for (const board of bus.boards) {
-      const other = buses.get(board);
-      if (other !== undefined)
-        problems.push(`power.buses.${index}.boards: board ${board} is already on bus ${other}`);
-      buses.set(board, index);
+      const path = `power.buses.${index}.boards: board ${board}`;
+      if (owner.has(board)) problems.push(`${path} is already on bus ${owner.get(board)}`);
+      owner.set(board, index);
       if (bus.driver === "pistack-i2c" && bus.i2c_base + board > 0x77)
-        problems.push(
-          `power.buses.${index}.boards: board ${board} would be at I²C address ${bus.i2c_base + board}, above 0x77`,
-        );
+        problems.push(`${path} would be at I²C address ${bus.i2c_base + board}, above 119 (0x77)`);
     }
   }
-  const names = new Map<string, string>();
-  for (const [id, outlet] of Object.entries(power.outlets)) {
-    if (!buses.has(Number(id.split(".")[0])))
-      problems.push(`power.outlets.${id}: no bus has board ${id.split(".")[0]}`);
-    for (const [key, value] of [
-      ["name", outlet.name],
-      ["node", outlet.node],
-    ] as const) {
-      if (value === undefined) continue;
-      const other = names.get(`${key} ${value}`);
-      if (other) problems.push(`power.outlets.${id}.${key}: ${value} is already outlet ${other}`);
-      names.set(`${key} ${value}`, id);
-    }
-  }
-  for (const [index, id] of commands.unsigned_outlets.entries()) {
-    if (!buses.has(Number(id.split(".")[0])))
-      problems.push(`commands.unsigned_outlets.${index}: no bus has board ${id.split(".")[0]}`);
-  }
-  if (power.retry_seconds > power.confirm_seconds)
-    problems.push(
-      `power.retry_seconds: ${power.retry_seconds} is longer than power.confirm_seconds ${power.confirm_seconds}`,
-    );
   return problems;
+}
+
+/** Two outlets cannot share a name, nor feed the same node. */
+function twice(config: Config, key: "name" | "node"): string[] {
+  const first = new Map<string, string>();
+  return Object.entries(config.power.outlets).flatMap(([id, outlet]) => {
+    const value = outlet[key];
+    if (value === undefined) return [];
+    const other = first.get(value);
+    if (other) return [`power.outlets.${id}.${key}: ${value} is already outlet ${other}`];
+    first.set(value, id);
+    return [];
+  });
 }

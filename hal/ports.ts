@@ -121,6 +121,8 @@ export interface PowerBus {
   hardware: 2 | 3;
   /** First I²C address of the boards; board n answers at base + n. */
   i2c_base: number;
+  /** Pis per board where models differ (ClusterCTRL, 4 when absent); a Pi Stack always has two. */
+  pis?: number | undefined;
 }
 
 /** The computer itself: who it is and the kernel's files about it. */

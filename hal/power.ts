@@ -1,22 +1,63 @@
 import { clusterctrl } from "./clusterctrl.ts";
 import { pistackI2c } from "./pistack-i2c.ts";
 import { pistackRs485 } from "./pistack-rs485.ts";
-import { type Hal, HalError, type PowerBus, type PowerController } from "./ports.ts";
+import {
+  type Hal,
+  HalError,
+  type I2cLink,
+  type PowerBus,
+  type PowerController,
+  type SerialLink,
+} from "./ports.ts";
 
-/** A driver: opens its link through the hal, and is the controller of that bus from then on. */
+/** Makes the controller of one configured bus. */
 type Driver = (hal: Hal, bus: PowerBus) => Promise<PowerController>;
 
 const DRIVERS: Record<PowerBus["driver"], Driver> = {
-  "pistack-rs485": async (hal, bus) => pistackRs485(await hal.openSerial(bus.device), bus),
-  "pistack-i2c": async (hal, bus) => pistackI2c(await hal.openI2c(bus.device), bus),
-  clusterctrl: async (hal, bus) => clusterctrl(await hal.openI2c(bus.device), bus),
+  "pistack-rs485": async (hal, bus) =>
+    pistackRs485(
+      reopening(() => hal.openSerial(bus.device)),
+      bus,
+    ),
+  "pistack-i2c": async (hal, bus) =>
+    pistackI2c(
+      reopening(() => hal.openI2c(bus.device)),
+      bus,
+    ),
+  clusterctrl: async (hal, bus) =>
+    clusterctrl(
+      reopening(() => hal.openI2c(bus.device)),
+      bus,
+    ),
   sim: async (hal, bus) => {
     if (!hal.openStack) throw new HalError("absent", "driver sim: only with --hal sim");
     return hal.openStack(bus.boards);
   },
 };
 
-/** Opens the driver a bus is configured with. Add a driver: one file beside this one and one line above. */
+/**
+ * The controller of a configured bus. The line itself is opened at the first exchange and again after it died, so a bus
+ * that is missing makes its outlets `unknown` and nothing else, and comes back by itself.
+ * Add a driver: one file beside this one and one line above.
+ */
 export function openPower(hal: Hal, bus: PowerBus): Promise<PowerController> {
   return DRIVERS[bus.driver](hal, bus);
+}
+
+/** A link that is opened when it is first used, and once more after an `io` error. */
+function reopening<Link extends SerialLink | I2cLink>(open: () => Promise<Link>): Link {
+  let link: Link | undefined;
+  const exchange = async (...args: never[]) => {
+    link ??= await open();
+    try {
+      return await (link.exchange as (...args: never[]) => Promise<Uint8Array>)(...args);
+    } catch (error) {
+      if (error instanceof HalError && error.code === "io") {
+        await link.close().catch(() => undefined);
+        link = undefined;
+      }
+      throw error;
+    }
+  };
+  return { exchange, close: async () => link?.close() } as unknown as Link;
 }

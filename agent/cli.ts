@@ -1,0 +1,138 @@
+/**
+ * The program: arguments and streams in, exit code out. Verbs are loaded when asked for, so that `fruit version`
+ * does not pay for MQTT.
+ */
+import { CliError, type CliVerb, EXIT, type Exit, type Io, UsageError } from "./terminal.ts";
+
+/** First word of a verb → the module that has it. Add a verb: a `CliVerb` in its capability's `cli.ts`. */
+const VERBS: Record<string, () => Promise<readonly CliVerb[]>> = {
+  agent: async () => (await import("./run.ts")).AGENT_VERBS,
+  demo: async () => (await import("./demo/cli.ts")).DEMO_VERBS,
+  power: async () => (await import("./power/cli.ts")).POWER_VERBS,
+  lock: async () => (await import("./power/cli.ts")).POWER_VERBS,
+  unlock: async () => (await import("./power/cli.ts")).POWER_VERBS,
+  locks: async () => (await import("./power/cli.ts")).POWER_VERBS,
+  telemetry: async () => (await import("./telemetry/cli.ts")).TELEMETRY_VERBS,
+  identify: async () => (await import("./node.ts")).NODE_VERBS,
+  job: async () => (await import("./node.ts")).NODE_VERBS,
+  mqtt: async () => (await import("./mqtt/cli.ts")).MQTT_VERBS,
+  sign: async () => (await import("./sign/cli.ts")).SIGN_VERBS,
+  verify: async () => (await import("./sign/cli.ts")).SIGN_VERBS,
+  audit: async () => (await import("./sign/cli.ts")).AUDIT_VERBS,
+  config: async () => (await import("./run.ts")).AGENT_VERBS,
+  doctor: async () => (await import("./doctor.ts")).DOCTOR_VERBS,
+  version: async () => (await import("./version.ts")).VERSION_VERBS,
+};
+
+/** Runs one command line to its exit code. Never throws: what went wrong stands on `io.err` in one line. */
+export async function run(args: string[], io: Io): Promise<Exit> {
+  const json = args.includes("--json");
+  try {
+    return await dispatch(
+      args.filter((word) => word !== "--json"),
+      io,
+      json,
+    );
+  } catch (error) {
+    return explain(error, io);
+  }
+}
+
+async function dispatch(args: string[], io: Io, json: boolean): Promise<Exit> {
+  const [first] = args;
+  if (first === undefined) {
+    io.err(await overview());
+    return EXIT.usage;
+  }
+  if (first === "help" || first === "--help" || first === "-h") {
+    io.out(await overview());
+    return EXIT.done;
+  }
+  if (first === "--version") return dispatch(["version"], io, json);
+  const { verb, family } = await findVerb(args);
+  if (args.includes("--help") || args.includes("-h")) {
+    io.out((verb ? [verb] : family).map(usage).join(""));
+    return EXIT.done;
+  }
+  if (!verb)
+    throw new UsageError(
+      `${args.slice(0, 2).join(" ")}: there are ${family.map((row) => `"${row.words}"`).join(", ")}`,
+    );
+  return runVerb(verb, args.slice(verb.words.split(" ").length), io, json);
+}
+
+/** The verb the words name, and all that begin with the same word. */
+async function findVerb(args: string[]): Promise<{ verb: CliVerb | undefined; family: readonly CliVerb[] }> {
+  const [first = "", second] = args;
+  const load = Object.hasOwn(VERBS, first) ? VERBS[first] : undefined;
+  if (!load) throw new UsageError(`no verb "${first}"; there are ${Object.keys(VERBS).join(", ")}`);
+  const family = (await load()).filter((row) => row.words.split(" ")[0] === first);
+  const verb =
+    family.find((row) => row.words === `${first} ${second}`) ?? family.find((row) => row.words === first);
+  return { verb, family };
+}
+
+async function runVerb(verb: CliVerb, args: string[], io: Io, json: boolean): Promise<Exit> {
+  try {
+    if (!verb.needsAgent) return await verb.run({ args, io, json, send: noDoor });
+    const { openDoor } = await import("./doors.ts");
+    await using door = await openDoor(args, io);
+    return await verb.run({ args: door.args, io, json, send: door.send });
+  } catch (error) {
+    if (isUsage(error)) throw new UsageError(`${verb.words}: ${error.message}\n${usage(verb).trimEnd()}`);
+    throw error;
+  }
+}
+
+const noDoor = () => Promise.reject(new Error("this verb works without the agent"));
+
+/** Our own usage errors, and the ones `util.parseArgs` throws in strict mode. */
+function isUsage(error: unknown): error is Error {
+  if (error instanceof UsageError) return true;
+  return error instanceof Error && String((error as NodeJS.ErrnoException).code).startsWith("ERR_PARSE_ARGS");
+}
+
+function explain(error: unknown, io: Io): Exit {
+  if (isUsage(error)) {
+    io.err(`fruit: ${error.message}\n`);
+    return EXIT.usage;
+  }
+  if (error instanceof CliError) {
+    io.err(`fruit: ${error.message}\n`);
+    return error.exit;
+  }
+  if (error instanceof Error && error.name === "ConfigError") {
+    io.err(`fruit: ${error.message}\n`);
+    return EXIT.config;
+  }
+  io.err(
+    `fruit: ${error instanceof Error ? (io.env.FRUIT_DEBUG ? error.stack : error.message) : String(error)}\n`,
+  );
+  return EXIT.failed;
+}
+
+function usage(verb: CliVerb): string {
+  const doors = verb.needsAgent ? " [door]" : "";
+  return `usage: fruit ${verb.words}${verb.synopsis ? ` ${verb.synopsis}` : ""}${doors}\n       ${verb.summary}\n`;
+}
+
+async function overview(): Promise<string> {
+  const seen = new Set<string>();
+  const lines: string[] = [];
+  for (const load of Object.values(VERBS)) {
+    for (const verb of await load()) {
+      if (seen.has(verb.words)) continue;
+      seen.add(verb.words);
+      lines.push(`  ${verb.words.padEnd(18)} ${verb.summary}\n`);
+    }
+  }
+  return `fruit: node software for stacks of Raspberry Pis
+
+${lines.join("")}
+Add --help to a verb for its words, --json for machines.
+Doors: verbs that ask a running agent use its socket (--socket PATH, FRUIT_SOCKET), or go over MQTT with
+  --broker URL --site S --node N [--key FILE] [--user NAME --password-file FILE] [--ca FILE --cert FILE --tls-key FILE]
+  (each also FRUIT_BROKER, FRUIT_SITE, FRUIT_NODE, FRUIT_KEY …).
+Exit: 0 done · 1 failed · 2 usage · 3 locked or busy · 4 refused by a rule · 5 unconfirmed · 6 unreachable · 7 not authorised · 78 configuration
+`;
+}

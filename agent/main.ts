@@ -1,0 +1,14 @@
+import { argv, env, stderr, stdin, stdout } from "node:process";
+import { run } from "./cli.ts";
+
+const stop = new AbortController();
+for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(name, () => stop.abort());
+
+process.exitCode = await run(argv.slice(2), {
+  out: (text) => void stdout.write(text),
+  err: (text) => void stderr.write(text),
+  env,
+  isTerminal: stdout.isTTY === true,
+  stdin: async () => Buffer.concat(await stdin.toArray()),
+  signal: stop.signal,
+});

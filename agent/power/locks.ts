@@ -1,0 +1,199 @@
+/**
+ * Who has reserved an outlet. A lock has an owner, a reason and always an end; only its owner switches the outlet meanwhile.
+ * There is no queue: sites with queues run labgrid and give it our outlets as resources.
+ */
+import * as v from "valibot";
+import type { OutletId } from "../../hal/ports.ts";
+import { type Call, type Command, command, Refusal } from "../commands.ts";
+import { Lock, type Publish, type Tell } from "../messages.ts";
+import type { Store } from "../store.ts";
+import { present } from "./fields.ts";
+
+/** How long a lock lasts when nobody says: 4 h. */
+export const LOCK_SECONDS = 4 * 3600;
+
+/** `17:30 UTC`, with the day when it is not today. */
+export function clockTime(iso: string, now: number): string {
+  const [day, time] = iso.split("T");
+  const today = new Date(now).toISOString().slice(0, 10);
+  return `${day === today ? "" : `${day} `}${time?.slice(0, 5)} UTC`;
+}
+
+/** Says who holds an outlet, since when, why, until when, and how to get in. */
+export function lockedBy(lock: Lock, now: number): string {
+  const why = lock.reason ? ` (${lock.reason})` : "";
+  const times = `since ${clockTime(lock.since, now)} until ${clockTime(lock.until, now)}`;
+  return `locked by ${lock.owner}${why} ${times}; ask ${lock.owner}, wait, or 'fruit unlock ${lock.outlet} --kick --reason TEXT'`;
+}
+
+/** What locks are made of. */
+interface LockOptions {
+  store: Store;
+  longestSeconds: number;
+  /** Unix milliseconds. */
+  now: () => number;
+  publish: Publish;
+  tell: Tell;
+  /** A lock came or went: the outlet's state shows it. */
+  changed: (outlet: OutletId) => void;
+}
+
+/** The locks of this node's outlets, kept over restarts and published while they stand. */
+export class Locks {
+  readonly #options: LockOptions;
+  readonly #locks: Map<string, Lock>;
+
+  constructor(options: LockOptions) {
+    this.#options = options;
+    const kept = options.store.load("locks", v.array(Lock), []);
+    this.#locks = new Map(kept.map((lock) => [lock.outlet, lock]));
+  }
+
+  /** The lock on an outlet, if it still stands. */
+  of(outlet: OutletId): Lock | undefined {
+    const lock = this.#locks.get(outlet);
+    return lock && this.#stands(lock) ? lock : undefined;
+  }
+
+  list(): Lock[] {
+    return [...this.#locks.values()].filter((lock) => this.#stands(lock));
+  }
+
+  /** Takes or renews a lock. Throws `Refusal` locked when somebody else holds it. */
+  async set(outlet: OutletId, owner: string, reason: string, forSeconds: number): Promise<Lock> {
+    const { longestSeconds, now, tell } = this.#options;
+    if (forSeconds > longestSeconds)
+      throw new Refusal(
+        "bad-args",
+        `a lock lasts ${longestSeconds} s at most (lock_max_seconds), not ${forSeconds} s; take it again when it ends`,
+      );
+    const held = this.of(outlet);
+    if (held && held.owner !== owner) throw this.#refusal(held);
+    const lock = {
+      outlet,
+      owner,
+      reason,
+      since: held?.since ?? new Date(now()).toISOString(),
+      until: new Date(now() + forSeconds * 1000).toISOString(),
+    };
+    await this.#replace(outlet, lock);
+    tell("lock.set", { ...lock, message: `${outlet} locked by ${owner} until ${lock.until}` });
+    return lock;
+  }
+
+  /** Gives a lock up, or takes somebody else's away. Undefined where there was none. */
+  async clear(outlet: OutletId, who: string, kick: boolean, reason?: string): Promise<Lock | undefined> {
+    const lock = this.of(outlet);
+    if (!lock) return undefined;
+    const isKick = lock.owner !== who;
+    if (isKick && !kick) throw this.#refusal(lock);
+    await this.#replace(outlet, undefined);
+    this.#options.tell(isKick ? "lock.kicked" : "lock.cleared", {
+      outlet,
+      owner: lock.owner,
+      by: who,
+      ...present({ reason }),
+      message: isKick ? `${who} took the lock of ${lock.owner} on ${outlet}` : `${outlet} unlocked by ${who}`,
+    });
+    return lock;
+  }
+
+  /** Forgets what has ended, and says so. */
+  async expire(): Promise<void> {
+    for (const lock of [...this.#locks.values()]) {
+      if (this.#stands(lock)) continue;
+      await this.#replace(lock.outlet as OutletId, undefined);
+      this.#options.tell("lock.expired", {
+        outlet: lock.outlet,
+        owner: lock.owner,
+        message: `the lock of ${lock.owner} on ${lock.outlet} has ended`,
+      });
+    }
+  }
+
+  /** Publishes all that stand: a new process, or one that lost its broker's memory, says it again. */
+  publishAll(): void {
+    for (const lock of this.list()) this.#options.publish("state/lock", lock.outlet, lock);
+  }
+
+  #stands(lock: Lock): boolean {
+    return this.#options.now() < Date.parse(lock.until);
+  }
+
+  #refusal(lock: Lock): Refusal {
+    return new Refusal("locked", `outlet ${lock.outlet}: ${lockedBy(lock, this.#options.now())}`);
+  }
+
+  /** On the disk first: a lock that a restart would forget is not granted. */
+  async #replace(outlet: OutletId, lock: Lock | undefined): Promise<void> {
+    const { store, publish, changed } = this.#options;
+    const before = this.#locks.get(outlet);
+    this.#put(outlet, lock);
+    try {
+      await store.save("locks", [...this.#locks.values()]);
+    } catch (error) {
+      this.#put(outlet, before);
+      throw error;
+    }
+    publish("state/lock", outlet, lock ?? null);
+    changed(outlet);
+  }
+
+  #put(outlet: OutletId, lock: Lock | undefined): void {
+    if (lock) this.#locks.set(outlet, lock);
+    else this.#locks.delete(outlet);
+  }
+}
+
+/** The rows of the command table about locks. */
+export function lockCommands(locks: Locks, resolve: (word: string) => { id: OutletId }[]): Command[] {
+  const one = (word: string) => {
+    const [outlet, ...others] = resolve(word);
+    if (!outlet || others.length > 0) throw new Refusal("bad-args", `one outlet, not "${word}"`);
+    return outlet;
+  };
+  const outlets = ({ outlet }: { outlet: string }) => [one(outlet).id];
+  const Outlet = { outlet: v.pipe(v.string(), v.maxLength(64)) };
+  return [
+    command({
+      verb: "lock.set",
+      summary: "Reserves an outlet: only its owner switches it until the lock ends",
+      tier: 2,
+      role: "power",
+      args: v.strictObject({
+        ...Outlet,
+        for_seconds: v.optional(v.pipe(v.number(), v.minValue(1)), LOCK_SECONDS),
+      }),
+      outlets,
+      run: async ({ args, caller, reason = "" }) => ({
+        state: "done",
+        result: await locks.set(one(args.outlet).id, caller.who, reason, args.for_seconds),
+      }),
+    }),
+    command({
+      verb: "lock.clear",
+      summary: "Gives a lock up; with kick, takes somebody else's away",
+      tier: ({ kick }) => (kick ? 3 : 2),
+      role: "power",
+      args: v.strictObject({ ...Outlet, kick: v.optional(v.boolean(), false) }),
+      outlets,
+      run: async ({ args, caller, reason }: Call<{ outlet: string; kick: boolean }>) => {
+        if (args.kick && !reason) throw new Refusal("bad-args", "--kick needs a reason; add --reason TEXT");
+        const { id } = one(args.outlet);
+        const cleared = await locks.clear(id, caller.who, args.kick, reason);
+        return cleared
+          ? { state: "done", result: cleared }
+          : { state: "unchanged", message: `outlet ${id}: not locked` };
+      },
+    }),
+    command({
+      verb: "lock.list",
+      summary: "Lists the locks that stand",
+      tier: 0,
+      role: "read",
+      broadcast: true,
+      args: v.strictObject({}),
+      run: async () => ({ state: "done", result: { locks: locks.list() } }),
+    }),
+  ];
+}

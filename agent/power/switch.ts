@@ -1,0 +1,164 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { HalError, type OutletReading } from "../../hal/ports.ts";
+import { Refusal } from "../commands.ts";
+import type { Config } from "../config.ts";
+import type { Memory, Reason } from "./memory.ts";
+import type { Outlet } from "./outlet.ts";
+import type { Pace } from "./pace.ts";
+import { type Asked, type Facts, recent, type SwitchVerb } from "./rules.ts";
+
+const LOOK_MS = 250;
+/** The current must stay low this long before a Pi is believed to be down (rule P4). */
+const DOWN_MS = 2000;
+
+/** What switching needs besides the outlet. */
+export interface Means {
+  config: Config["power"];
+  memory: Memory;
+  pace: Pace;
+  now: () => number;
+  /** The outlet's state may have changed: it is published. */
+  changed: (outlet: Outlet) => void;
+  /** What the rules look at, from the outlet's last reading and, where a rule wants it, the board's input. */
+  facts: (outlet: Outlet, inputVolts?: number) => Facts;
+  tell: (type: string, facts: Record<string, unknown>) => void;
+}
+
+/** One outlet's switching on its way: what was asked, why, who may stop it, who is told. */
+export interface Doing extends Asked, Reason {
+  verb: SwitchVerb;
+  by: string;
+  /** Also wait until the Pi shows itself. */
+  wait: boolean;
+  dryRun: boolean;
+  signal: AbortSignal;
+  step(what: string): void;
+}
+
+/** An emergency: its operations go before everybody else's on the bus (rule P15). */
+export function isUrgent({ verb, force }: Pick<Doing, "verb" | "force">): boolean {
+  return verb === "off" && force;
+}
+
+/** The board's input voltage now, for the rules that look at it. */
+export async function inputVolts(means: Means, { bus, board }: Outlet): Promise<number | undefined> {
+  if (means.config.input_volts_min === undefined) return undefined;
+  return (await bus.do(`board ${board}`, "read", (controller) => controller.readBoard(board))).inputVolts;
+}
+
+/**
+ * Sets a supply and confirms it by read-back (rule P14): sends once more after `retry_seconds`, gives up after `confirm_seconds`.
+ * Throws `HalError` refused when the board says no, `Refusal` when its turn to come on does not come, AbortError when told to stop.
+ */
+export async function apply(
+  means: Means,
+  outlet: Outlet,
+  to: "on" | "off",
+  doing: Doing,
+): Promise<{ isConfirmed: boolean; seconds: number }> {
+  const { config, memory, now } = means;
+  outlet.memory.changes = [...recent(outlet.memory.changes, now()), now()].slice(
+    -2 * config.changes_per_hour,
+  );
+  outlet.intend(to, doing, now());
+  // Before it is sent: an agent that dies now must neither forget its limits nor take its own doing for a stranger's.
+  await memory.save();
+  doing.signal.throwIfAborted();
+  await send(means, outlet, to, doing);
+  const sentAt = performance.now();
+  for (let isRepeated = false; ; await sleep(LOOK_MS, undefined, { signal: doing.signal })) {
+    const reading = await look(means, outlet, isUrgent(doing));
+    const elapsed = performance.now() - sentAt;
+    if (reading?.supply === to) {
+      outlet.explain(to, doing, now());
+      await memory.save();
+      return { isConfirmed: true, seconds: elapsed / 1000 };
+    }
+    if (elapsed >= config.confirm_seconds * 1000) return { isConfirmed: false, seconds: elapsed / 1000 };
+    if (isRepeated || elapsed < config.retry_seconds * 1000) continue;
+    isRepeated = true;
+    doing.step(`board says ${outlet.supply} after ${config.retry_seconds} s: sending ${to} once more`);
+    await send(means, outlet, to, doing).catch((error) => {
+      // Refused only now, so the first one may still come true: it ends unconfirmed.
+      if (!(error instanceof Refusal)) throw error;
+      doing.step(`not sent: ${error.message}`);
+    });
+  }
+}
+
+async function send({ pace }: Means, outlet: Outlet, to: "on" | "off", doing: Doing): Promise<void> {
+  const { bus, id, board } = outlet;
+  const command = async () => {
+    try {
+      const options = { urgent: isUrgent(doing) };
+      await bus.do(id, `switch ${to}`, (controller) => controller.switch(id, to), options);
+    } catch (error) {
+      // A lost answer says nothing about the supply: the read-back does. A "no" of the board is final.
+      if (!(error instanceof HalError) || error.code === "refused") throw error;
+    }
+  };
+  if (to === "off") return command();
+  const readInput = () => bus.do(`board ${board}`, "read", (controller) => controller.readBoard(board));
+  await pace.next(readInput, command, doing.signal);
+}
+
+/** Reads an outlet where a failure means "look again": undefined when the board could not be read. */
+export async function look(
+  { now, changed }: Pick<Means, "now" | "changed">,
+  outlet: Outlet,
+  urgent = false,
+): Promise<OutletReading | undefined> {
+  try {
+    return await outlet.read(now, urgent);
+  } catch (error) {
+    if (error instanceof HalError || error instanceof Refusal) return undefined;
+    throw error;
+  } finally {
+    changed(outlet);
+  }
+}
+
+/**
+ * Asks the Pi to shut down and waits until it is down (rule P4): heartbeat gone, or where there is none its node's status, and
+ * the current below `halted_amperes` for 2 s. `cut` when the board itself took the supply away, `deadline` when the Pi did not obey.
+ */
+export async function askDown(
+  means: Means,
+  outlet: Outlet,
+  doing: Doing,
+): Promise<"down" | "cut" | "deadline"> {
+  // Only a sign of life that was there can vanish: the silence of a hung Pi is no proof that it is down.
+  const wasAlive = outlet.alive(means.now()) === true;
+  // Some boards cut by themselves when the Pi says that it stops, perhaps long after this has ended.
+  outlet.intend("off", doing, means.now());
+  await means.memory.save();
+  doing.signal.throwIfAborted();
+  doing.step("asking to shut down ...");
+  await outlet.bus.do(outlet.id, "signal", (controller) => controller.signal(outlet.id));
+  outlet.isStopAnnounced = true;
+  means.changed(outlet);
+  const endsAt = performance.now() + doing.graceSeconds * 1000;
+  let downSince: number | undefined;
+  for (let left = endsAt - performance.now(); left > 0; left = endsAt - performance.now()) {
+    await sleep(Math.min(LOOK_MS, left), undefined, { signal: doing.signal });
+    const reading = await look(means, outlet);
+    if (reading?.supply === "off") {
+      outlet.explain("off", doing, means.now());
+      await means.memory.save();
+      return "cut";
+    }
+    if (reading && isDown(reading, outlet, wasAlive, means.config.halted_amperes))
+      downSince ??= performance.now();
+    else downSince = undefined;
+    if (downSince !== undefined && performance.now() - downSince >= DOWN_MS) return "down";
+  }
+  return "deadline";
+}
+
+function isDown(reading: OutletReading, outlet: Outlet, wasAlive: boolean, haltedAmperes: number): boolean {
+  const { heartbeat, amperes } = reading;
+  const isLifeGone = heartbeat === undefined ? outlet.fed.status === "offline" : !heartbeat;
+  if (amperes === undefined) return wasAlive && isLifeGone;
+  const isLifeKnown = heartbeat !== undefined || outlet.fed.status !== undefined;
+  return amperes < haltedAmperes && (isLifeGone || !isLifeKnown);
+}

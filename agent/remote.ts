@@ -1,0 +1,237 @@
+/** The way to a node from anywhere: a command on MQTT, signed with the technician's key, and its answer on `res/<id>`. */
+import { randomUUID } from "node:crypto";
+import type { CommandResult } from "./commands.ts";
+import { parseConfig } from "./config.ts";
+import type { DoorFlags } from "./doors.ts";
+import { type CommandPayload, ROOT } from "./messages.ts";
+import { LinkError, type MqttConfig } from "./mqtt/connect.ts";
+import { type Link, openLink } from "./mqtt/link.ts";
+import type { Incoming } from "./mqtt/message.ts";
+import { sealCommand } from "./sign/envelope.ts";
+import { openKey, type SigningKey } from "./sign/keys.ts";
+import { CliError, EXIT, type Send } from "./terminal.ts";
+
+/** What is stored about the node arrives within this time, or the node is unknown there. */
+const INFO_MS = 3000;
+/** A node that is online accepts or refuses within this time. */
+const ACCEPT_MS = 10_000;
+/** A command not taken by then is not wanted any more. */
+const LIFE_SECONDS = 60;
+
+type Place = DoorFlags & { broker: string; site: string; node: string };
+
+/** Connects, and makes sure that the node is there. Throws `CliError` unreachable, or `ConfigError` for flags that make no sense. */
+export async function openRemote(
+  flags: Place,
+  signal: AbortSignal,
+): Promise<{ send: Send; close(): Promise<void> }> {
+  const config = mqttOf(flags);
+  const base = `${ROOT}/${flags.site}/${flags.node}`;
+  const key = flags.key === undefined ? undefined : await openKey(flags.key, { signal });
+  const inbox = new Inbox(base);
+  const link = await connect(config, (incoming) => inbox.heard(incoming), signal);
+  const close = () => link.close(500);
+  try {
+    await link.subscribe([
+      { filter: `${base}/status`, wantsRetained: true },
+      { filter: `${base}/info`, wantsRetained: true },
+    ]);
+    await inbox.known(flags);
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  const send: Send = async (
+    verb,
+    args,
+    { reason, onProgress = () => undefined, timeoutMs = 30_000 } = {},
+  ) => {
+    const id = randomUUID();
+    const refused = await link.subscribe([{ filter: `${base}/res/${id}`, wantsRetained: false }]);
+    if (refused.length > 0)
+      throw new CliError(EXIT.unauthorised, `${config.url}: this user may not read ${refused[0]}`);
+    const text = await seal({ id, verb, args, reason, flags, key, challenge: inbox.challenge });
+    const answer = inbox.answer(id, onProgress, timeoutMs);
+    link.send(
+      { topic: `${base}/cmd/${verb}`, payload: text, qos: 1, retain: false, class: "event" },
+      (problem) => {
+        if (problem)
+          inbox.fail(
+            id,
+            new CliError(EXIT.unreachable, `${config.url}: the command was not taken: ${problem.message}`),
+          );
+      },
+    );
+    void link.closed.then((cause) =>
+      inbox.fail(
+        id,
+        new CliError(
+          EXIT.unconfirmed,
+          `${cause.message}; what became of the command is not known, see 'job get ${id}'`,
+        ),
+      ),
+    );
+    return answer;
+  };
+  return { send, close };
+}
+
+function mqttOf(flags: Place): MqttConfig {
+  const { mqtt } = parseConfig("command line", {
+    site: flags.site,
+    node: flags.node,
+    mqtt: {
+      url: flags.broker,
+      connect_timeout_seconds: 10,
+      ...(flags.ca === undefined ? {} : { ca: flags.ca }),
+      ...(flags.cert === undefined ? {} : { cert: flags.cert }),
+      ...(flags["tls-key"] === undefined ? {} : { key: flags["tls-key"] }),
+      ...(flags.user === undefined ? {} : { username: flags.user }),
+      ...(flags["password-file"] === undefined ? {} : { password_file: flags["password-file"] }),
+    },
+  });
+  if (!mqtt) throw new CliError(EXIT.usage, "--broker needs a URL");
+  return mqtt;
+}
+
+/** MQTT 5, or 3.1.1 where the broker knows no better. */
+async function connect(
+  config: MqttConfig,
+  onMessage: (incoming: Incoming) => void,
+  signal: AbortSignal,
+): Promise<Link> {
+  const open = (version: 5 | 4) =>
+    openLink(
+      {
+        config,
+        clientId: `fruit-cli-${randomUUID().slice(0, 13)}`,
+        version,
+        abilities: { qos: 1, retain: true },
+        onMessage,
+      },
+      signal,
+    );
+  try {
+    try {
+      return await open(config.version === 3 ? 4 : 5);
+    } catch (error) {
+      const isOld = error instanceof LinkError && (error.kind === "refused" || error.kind === "closed");
+      if (!isOld || config.version === 3) throw error;
+      return await open(4);
+    }
+  } catch (error) {
+    if (!(error instanceof LinkError)) throw error;
+    const isDenied =
+      error.kind === "refused" && error.reason !== undefined && [4, 5, 0x86, 0x87].includes(error.reason);
+    throw new CliError(isDenied ? EXIT.unauthorised : EXIT.unreachable, error.message, { cause: error });
+  }
+}
+
+async function seal(command: {
+  id: string;
+  verb: string;
+  args: Record<string, unknown>;
+  reason: string | undefined;
+  flags: Place;
+  key: SigningKey | undefined;
+  challenge: string | undefined;
+}): Promise<string> {
+  const { id, verb, args, reason, flags, key, challenge } = command;
+  const iat = Math.floor(Date.now() / 1000);
+  const payload: CommandPayload = {
+    id,
+    verb,
+    site: flags.site,
+    node: flags.node,
+    args,
+    iat,
+    exp: iat + LIFE_SECONDS,
+    ...(reason === undefined ? {} : { reason }),
+    ...(challenge === undefined ? {} : { challenge }),
+  };
+  return key ? sealCommand(payload, key) : JSON.stringify(payload);
+}
+
+/** What came back from the node. */
+class Inbox {
+  readonly #base: string;
+  readonly #waiting = new Map<string, { progress(result: CommandResult): void; fail(error: Error): void }>();
+  #status: string | undefined;
+  #info: { clock?: string; challenge?: string } | undefined;
+  #changed: () => void = () => undefined;
+
+  constructor(base: string) {
+    this.#base = base;
+  }
+
+  /** What must stand in a signed command while the node does not know the time. */
+  get challenge(): string | undefined {
+    return this.#info?.clock === "unsynced" ? this.#info.challenge : undefined;
+  }
+
+  heard({ topic, payload }: Incoming): void {
+    const text = new TextDecoder().decode(payload);
+    try {
+      if (topic === `${this.#base}/status`) this.#status = text;
+      else if (topic === `${this.#base}/info`) this.#info = JSON.parse(text);
+      else if (topic.startsWith(`${this.#base}/res/`))
+        this.#waiting.get(topic.slice(this.#base.length + 5))?.progress(JSON.parse(text));
+    } catch {
+      // Not JSON: somebody else than the node speaks there. The wait for the node's own words goes on.
+    }
+    this.#changed();
+  }
+
+  /** Resolves when the node is known and online. Throws `CliError` unreachable. */
+  async known({ site, node, broker }: Place): Promise<void> {
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, INFO_MS);
+      this.#changed = () => {
+        if (!this.#status || !this.#info) return;
+        clearTimeout(timer);
+        resolve();
+      };
+      this.#changed();
+    });
+    if (this.#status === undefined)
+      throw new CliError(
+        EXIT.unreachable,
+        `${broker}: no node "${node}" at site "${site}" is known there (or this user may not read it)`,
+      );
+    if (this.#status !== "online") throw new CliError(EXIT.unreachable, `node ${node} is ${this.#status}`);
+  }
+
+  answer(id: string, onProgress: (result: CommandResult) => void, limitMs: number): Promise<CommandResult> {
+    return new Promise((resolve, reject) => {
+      const timeout = (what: string) =>
+        new CliError(
+          EXIT.unconfirmed,
+          `no ${what}; what became of the command is not known, see 'job get ${id}'`,
+        );
+      let timer = setTimeout(
+        () => fail(timeout(`answer within ${ACCEPT_MS / 1000} s`)),
+        Math.min(ACCEPT_MS, limitMs),
+      );
+      const fail = (error: Error) => {
+        clearTimeout(timer);
+        this.#waiting.delete(id);
+        reject(error);
+      };
+      const progress = (result: CommandResult) => {
+        onProgress(result);
+        clearTimeout(timer);
+        if (result.state === "accepted" || result.state === "running") {
+          timer = setTimeout(() => fail(timeout(`final answer within ${limitMs / 1000} s`)), limitMs);
+          return;
+        }
+        this.#waiting.delete(id);
+        resolve(result);
+      };
+      this.#waiting.set(id, { progress, fail });
+    });
+  }
+
+  fail(id: string, error: Error): void {
+    this.#waiting.get(id)?.fail(error);
+  }
+}

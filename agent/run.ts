@@ -1,0 +1,76 @@
+/** The verbs that start the agent and look at its configuration. */
+import { parseArgs } from "node:util";
+import type { Hal } from "../hal/ports.ts";
+import { CONFIG_PATH, type Config, readConfig } from "./config.ts";
+import { jsonLog } from "./log.ts";
+import { CliError, type CliVerb, EXIT, UsageError } from "./terminal.ts";
+
+/** Opens the hardware that `--hal` names. */
+export async function openHal(name: string, config: Pick<Config, "sim">): Promise<Hal> {
+  if (name === "linux") return (await import("../hal/linux.ts")).openLinux();
+  if (name !== "sim") throw new UsageError(`--hal: "${name}" is neither linux nor sim`);
+  const { sim } = config;
+  return (await import("../hal/sim/hal.ts")).openSim({
+    seed: sim.seed,
+    boards: Array.from({ length: sim.boards }, (_, board) => board),
+    wireTime: sim.wire_time,
+    faults: sim.faults,
+    clockSynced: sim.clock_synced,
+    ...(sim.serial === undefined ? {} : { serial: sim.serial }),
+    ...(sim.state === undefined ? {} : { statePath: sim.state }),
+  });
+}
+
+export const AGENT_VERBS: readonly CliVerb[] = [
+  {
+    words: "agent",
+    synopsis: "[--config FILE] [--hal linux|sim]",
+    summary: "runs this node until it is told to stop",
+    needsAgent: false,
+    run: async ({ args, io }) => {
+      const { values } = parseArgs({
+        args,
+        options: { config: { type: "string" }, hal: { type: "string" } },
+      });
+      const config = readConfig(values.config ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH);
+      if (io.env.FRUIT_SOCKET) config.socket = io.env.FRUIT_SOCKET;
+      const hal = await openHal(values.hal ?? io.env.FRUIT_HAL ?? "linux", config);
+      const log = jsonLog(io.err, config.log_level);
+      const { runAgent } = await import("./agent.ts");
+      try {
+        await runAgent(config, hal, log, io.signal);
+        return EXIT.done;
+      } catch (cause) {
+        const code = (cause as NodeJS.ErrnoException).code;
+        if (cause instanceof Error && cause.name === "SocketTakenError")
+          throw new CliError(EXIT.busy, cause.message, { cause });
+        if (code && ["EACCES", "EROFS", "ENOENT", "ENOTDIR", "ENOSPC"].includes(code))
+          throw new CliError(
+            EXIT.failed,
+            `data_dir ${config.data_dir}, socket ${config.socket}: ${(cause as Error).message}`,
+            { cause },
+          );
+        throw cause;
+      } finally {
+        await hal.close();
+      }
+    },
+  },
+  {
+    words: "config check",
+    synopsis: "[FILE]",
+    summary: "says everything that is wrong with a node.json",
+    needsAgent: false,
+    run: async ({ args, io, json }) => {
+      const { positionals } = parseArgs({ args, allowPositionals: true });
+      const file = positionals[0] ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH;
+      const config = readConfig(file);
+      if (json) io.out(`${JSON.stringify({ schema: "fruit.config.check/1", file, config })}\n`);
+      else
+        io.out(
+          `${file}: good; site ${config.site}, ${config.power.buses.length} power buses, ${config.mqtt ? config.mqtt.url : "no broker"}\n`,
+        );
+      return EXIT.done;
+    },
+  },
+];

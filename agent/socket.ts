@@ -1,0 +1,230 @@
+/**
+ * The local door: a Unix socket, mode 0600, one JSON object a line in both directions.
+ * Whoever can open it may do everything: it belongs to the agent's own user, usually root.
+ *
+ * Ask:    {"verb":"power.status","args":{},"reason":"…","as":"alice"}
+ * Answer: command results (`fruit mqtt schema`), the last one final; then the agent closes.
+ */
+import { createHash, randomUUID } from "node:crypto";
+import { chmodSync, unlinkSync } from "node:fs";
+import { mkdir } from "node:fs/promises";
+import { connect, createServer, type Socket } from "node:net";
+import { dirname } from "node:path";
+import * as v from "valibot";
+import { type CommandResult, ROLES } from "./commands.ts";
+import type { Dispatcher } from "./dispatch.ts";
+import type { Log } from "./log.ts";
+import type { Part } from "./parts.ts";
+
+const MOST_CONNECTIONS = 32;
+const MOST_BYTES = 16_384;
+/** A client has this long to say what it wants. */
+const ASK_LIMIT_MS = 5000;
+
+const Ask = v.strictObject({
+  verb: v.string(),
+  args: v.optional(v.record(v.string(), v.unknown()), {}),
+  reason: v.optional(v.pipe(v.string(), v.maxLength(500))),
+  as: v.optional(v.pipe(v.string(), v.regex(/^[\w.@:-]{1,64}$/))),
+});
+
+/** Another agent answers on this socket. */
+export class SocketTakenError extends Error {
+  override readonly name = "SocketTakenError";
+}
+
+/**
+ * Opens the door and returns the part that serves it. Rejects with `SocketTakenError` when an agent already
+ * answers there; a socket file that nobody answers on is left from a crash and is replaced.
+ */
+export async function openSocket(path: string, dispatcher: Dispatcher, log: Log): Promise<Part> {
+  await mkdir(dirname(path), { recursive: true });
+  if (await answers(path)) throw new SocketTakenError(`${path}: another agent is running there`);
+  removeStale(path);
+  const open = new Set<Socket>();
+  const server = createServer((socket) => {
+    open.add(socket);
+    socket.once("close", () => open.delete(socket));
+    void serve(socket, dispatcher).catch((error) => {
+      log("warn", "socket.failed", { error: String(error) });
+      socket.destroy();
+    });
+  });
+  server.maxConnections = MOST_CONNECTIONS;
+  await listen(server, path);
+  return async (signal) => {
+    const stopped = new Promise<void>((resolve, reject) => {
+      signal.addEventListener("abort", () => resolve(), { once: true });
+      server.once("error", reject);
+      if (signal.aborted) resolve();
+    });
+    try {
+      await stopped;
+    } finally {
+      server.close();
+      for (const socket of open) socket.end();
+      removeStale(path);
+    }
+  };
+}
+
+/** Asks the agent on `path` for one command; resolves with the final result. Rejects when nobody answers or the limit passes. */
+export function ask(
+  path: string,
+  question: { verb: string; args: Record<string, unknown>; reason?: string; as?: string },
+  onProgress: (result: CommandResult) => void,
+  limitMs: number,
+): Promise<CommandResult> {
+  return new Promise((resolve, reject) => {
+    const socket = connect(path);
+    const timer = setTimeout(() => fail(new Error(`no answer within ${limitMs / 1000} s`)), limitMs);
+    const fail = (error: Error) => {
+      clearTimeout(timer);
+      socket.destroy();
+      reject(error);
+    };
+    let last: CommandResult | undefined;
+    const lines = splitLines((line) => {
+      last = JSON.parse(line) as CommandResult;
+      onProgress(last);
+    });
+    socket.on("connect", () => socket.write(`${JSON.stringify(question)}\n`));
+    socket.on("data", lines);
+    socket.on("error", fail);
+    socket.on("close", () => {
+      clearTimeout(timer);
+      if (last && last.state !== "accepted" && last.state !== "running") resolve(last);
+      else reject(new Error("the agent closed the connection before it had answered"));
+    });
+  });
+}
+
+async function serve(socket: Socket, dispatcher: Dispatcher): Promise<void> {
+  socket.setTimeout(ASK_LIMIT_MS, () => socket.destroy());
+  const bytes = await firstLine(socket);
+  socket.setTimeout(0);
+  if (bytes === undefined) return;
+  const answer = (result: CommandResult) => {
+    if (socket.writable) socket.write(`${JSON.stringify(result)}\n`);
+  };
+  const asked = parse(bytes);
+  const id = randomUUID();
+  if (!asked.success) {
+    answer({ id, verb: "", state: "refused", code: asked.code, message: asked.message });
+  } else {
+    const { verb, args, reason, as } = asked.output;
+    await dispatcher.execute(
+      {
+        id,
+        verb,
+        args,
+        ...(reason === undefined ? {} : { reason }),
+        exp: Math.floor(Date.now() / 1000),
+        digest: createHash("sha256").update(bytes).digest("hex"),
+        caller: {
+          door: "socket",
+          who: `local:${as ?? "root"}`,
+          roles: new Set(ROLES),
+          mayOutlet: () => true,
+        },
+      },
+      answer,
+    );
+  }
+  socket.end();
+}
+
+type Parsed =
+  | { success: true; output: v.InferOutput<typeof Ask> }
+  | { success: false; code: "bad-utf8" | "bad-json" | "bad-envelope"; message: string };
+
+function parse(bytes: Uint8Array): Parsed {
+  let text: string;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    return { success: false, code: "bad-utf8", message: "the request is not UTF-8" };
+  }
+  let document: unknown;
+  try {
+    document = JSON.parse(text);
+  } catch (error) {
+    return { success: false, code: "bad-json", message: `the request is not JSON: ${String(error)}` };
+  }
+  const parsed = v.safeParse(Ask, document);
+  if (parsed.success) return { success: true, output: parsed.output };
+  const message = parsed.issues
+    .map((issue) => `${v.getDotPath(issue) ?? "request"}: ${issue.message}`)
+    .join("; ");
+  return { success: false, code: "bad-envelope", message };
+}
+
+/** Everything up to the first newline; undefined when the client left or said too much. */
+function firstLine(socket: Socket): Promise<Uint8Array | undefined> {
+  return new Promise((resolve) => {
+    const chunks: Buffer[] = [];
+    let length = 0;
+    socket.on("data", (chunk: Buffer) => {
+      const end = chunk.indexOf(10);
+      chunks.push(end < 0 ? chunk : chunk.subarray(0, end));
+      length += chunk.length;
+      if (end >= 0) resolve(Buffer.concat(chunks));
+      else if (length > MOST_BYTES) {
+        socket.end(
+          `${JSON.stringify({ id: "", verb: "", state: "refused", code: "too-large", message: `a request is at most ${MOST_BYTES} bytes` })}\n`,
+        );
+        resolve(undefined);
+      }
+    });
+    socket.on("error", () => resolve(undefined));
+    socket.on("close", () => resolve(undefined));
+  });
+}
+
+/** Calls back once per whole line; text may arrive in any pieces. */
+function splitLines(each: (line: string) => void): (chunk: Buffer) => void {
+  const decoder = new TextDecoder();
+  let rest = "";
+  return (chunk) => {
+    const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n");
+    rest = lines.pop() ?? "";
+    for (const text of lines) if (text) each(text);
+  };
+}
+
+function answers(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    const done = (isThere: boolean) => {
+      socket.destroy();
+      resolve(isThere);
+    };
+    socket.setTimeout(1000, () => done(false));
+    socket.once("connect", () => done(true));
+    socket.once("error", () => done(false));
+  });
+}
+
+function removeStale(path: string): void {
+  try {
+    unlinkSync(path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+  }
+}
+
+/** Listens with the mode right from the first moment: between bind and chmod anybody could connect. */
+function listen(server: ReturnType<typeof createServer>, path: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const before = process.umask(0o177);
+    server.once("error", (error) => {
+      process.umask(before);
+      reject(error);
+    });
+    server.listen(path, () => {
+      process.umask(before);
+      chmodSync(path, 0o600);
+      resolve();
+    });
+  });
+}
