@@ -88,6 +88,8 @@ const Bus = strict({
   boards: v.pipe(v.array(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(254))), v.minLength(1)),
   hardware: v.optional(v.picklist([2, 3]), 3),
   i2c_base: whole(0x08, 0x77, 0x10),
+  /** Pis on a ClusterCTRL board; other boards have two. */
+  pis: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(32))),
 });
 
 const Outlet = strict({
@@ -229,18 +231,22 @@ function mqttContradictions(mqtt: NonNullable<Config["mqtt"]>): string[] {
 }
 
 function busContradictions(buses: Config["power"]["buses"]): string[] {
-  const problems: string[] = [];
   const owner = new Map<number, number>();
-  for (const [index, bus] of buses.entries()) {
+  return buses.flatMap((bus, index) => {
+    const problems: string[] = [];
     for (const board of bus.boards) {
-      const path = `power.buses.${index}.boards: board ${board}`;
-      if (owner.has(board)) problems.push(`${path} is already on bus ${owner.get(board)}`);
+      if (owner.has(board)) problems.push(`boards: board ${board} is already on bus ${owner.get(board)}`);
       owner.set(board, index);
-      if (bus.driver === "pistack-i2c" && bus.i2c_base + board > 0x77)
-        problems.push(`${path} would be at I²C address ${bus.i2c_base + board}, above 119 (0x77)`);
+      // The DIP switches have four bits; the map of addresses is ours.
+      if (bus.driver === "pistack-i2c" && board > 15)
+        problems.push(`boards: ${board} is more than a board's DIP switches can say (15)`);
     }
-  }
-  return problems;
+    if (bus.driver === "clusterctrl" && bus.boards.length > 1)
+      problems.push("boards: a ClusterCTRL is alone on its bus, always at address 0x20");
+    if (bus.driver !== "clusterctrl" && bus.pis !== undefined)
+      problems.push(`pis: boards of ${bus.driver} have two`);
+    return problems.map((problem) => `power.buses.${index}.${problem}`);
+  });
 }
 
 /** Two outlets cannot share a name, nor feed the same node. */

@@ -1,5 +1,4 @@
 /** Which way a command line reaches the agent: its socket on this machine, or MQTT from anywhere. */
-import { userInfo } from "node:os";
 import { ask } from "./socket.ts";
 import { CliError, EXIT, type Io, type Send, UsageError } from "./terminal.ts";
 
@@ -44,7 +43,7 @@ export async function openDoor(words: string[], io: Io): Promise<Door> {
     return { args, send: remote.send, [Symbol.asyncDispose]: () => remote.close() };
   }
   const path = flags.socket ?? SOCKET_PATH;
-  const as = io.env.SUDO_USER ?? userInfo().username;
+  const as = whoAsks(io.env);
   const send: Send = async (
     verb,
     commandArgs,
@@ -62,6 +61,12 @@ export async function openDoor(words: string[], io: Io): Promise<Door> {
     }
   };
   return { args, send, [Symbol.asyncDispose]: async () => undefined };
+}
+
+/** The name that goes into the audit log. Whoever can open the socket may say any: they own the machine. */
+function whoAsks(env: Io["env"]): string {
+  const uid = process.getuid?.() ?? 0;
+  return env.SUDO_USER || env.USER || env.LOGNAME || (uid === 0 ? "root" : `uid${uid}`);
 }
 
 function unreachable(path: string, cause: unknown): string {

@@ -1,6 +1,6 @@
 /** The verbs that start the agent and look at its configuration. */
 import { parseArgs } from "node:util";
-import type { Hal } from "../hal/ports.ts";
+import { type Hal, HalError } from "../hal/ports.ts";
 import { CONFIG_PATH, type Config, readConfig } from "./config.ts";
 import { jsonLog } from "./log.ts";
 import { CliError, type CliVerb, EXIT, UsageError } from "./terminal.ts";
@@ -34,7 +34,11 @@ export const AGENT_VERBS: readonly CliVerb[] = [
       });
       const config = readConfig(values.config ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH);
       if (io.env.FRUIT_SOCKET) config.socket = io.env.FRUIT_SOCKET;
-      const hal = await openHal(values.hal ?? io.env.FRUIT_HAL ?? "linux", config);
+      const hal = await openHal(values.hal ?? io.env.FRUIT_HAL ?? "linux", config).catch((cause) => {
+        throw cause instanceof HalError
+          ? new CliError(EXIT.config, `--hal: ${cause.message}`, { cause })
+          : cause;
+      });
       const log = jsonLog(io.err, config.log_level);
       const { runAgent } = await import("./agent.ts");
       try {

@@ -1,6 +1,7 @@
 /**
  * ClusterCTRL boards (8086 Consultancy: DA, Triple, pHAT, A+6, Stack): supplies that go on and off, nothing else.
- * Facts (not code) from `burtyb/clusterhat-image` `files/usr/sbin/clusterctrl` and its firmware's register comments.
+ * Facts (not code) from `burtyb/clusterhat-image` `files/usr/sbin/clusterctrl` and the boards'
+ * firmware, `main.c` of i2c-tiny-usb-clusterhat.
  *
  * - Each board is a USB device that brings its own I²C bus, and answers at 0x20 on it: one bus, one board.
  * - A command's number goes into DATA0 and then the command into CMD; CMD reads 0 when it is done, and STATUS then
@@ -49,7 +50,7 @@ const STATUS: ReadonlyMap<number, string> = new Map([
   [4, "should have reset"],
 ]);
 
-/** Layouts published so far, and more models than the five (0 to 4): an expander reads 0x7f or 0xff there. */
+/** Layout 2 is the published one; 1 is taken to be the one before. Models 0 to 4 are published; room is left for more: an expander reads 0x7f or 0xff there. */
 const LAYOUTS: ReadonlySet<number> = new Set([1, 2]);
 const MOST_TYPE = 0x0f;
 

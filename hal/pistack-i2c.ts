@@ -141,16 +141,14 @@ class PistackI2c implements PowerController {
     });
   }
 
-  /** Sixteen addresses; whatever else lives at one of them fails the magic number or the CRC and is passed over. */
+  /** Sixteen addresses; whatever else lives at one of them does not begin with the magic number and is passed over. */
   async scan(): Promise<BoardReading[]> {
     const found: BoardReading[] = [];
     for (let board = 0; board < 16 && this.#bus.i2c_base + board <= 0x77; board++) {
-      try {
-        found.push(introduction(board, await this.#turns.take(() => this.#head(board))));
-      } catch (error) {
-        if (!(error instanceof HalError) || (error.code !== "absent" && error.code !== "bad-reply"))
-          throw error;
-      }
+      const head = await this.#turns.take(async () =>
+        (await this.#isThere(board)) ? this.#head(board) : undefined,
+      );
+      if (head) found.push(introduction(board, head));
     }
     return found;
   }
@@ -161,6 +159,18 @@ class PistackI2c implements PowerController {
 
   #place(outlet: OutletId): { board: number; pi: number } {
     return place(this.#bus.device, this.outlets, outlet);
+  }
+
+  /** Asked once and not counted: most addresses have nobody. */
+  async #isThere(board: number): Promise<boolean> {
+    try {
+      const write = Uint8Array.of(REGISTERS.magic);
+      const [magic] = await this.#link.exchange(this.#bus.i2c_base + board, write, 1);
+      return magic === I2C_MAGIC;
+    } catch (error) {
+      if (error instanceof HalError && error.code === "absent") return false;
+      throw error;
+    }
   }
 
   async #command(outlet: OutletId, command: Command): Promise<void> {

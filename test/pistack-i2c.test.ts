@@ -252,10 +252,12 @@ test("a scan finds Pi Stacks and passes other devices over", async () => {
     },
     close: async () => {},
   };
-  expect(await pistackI2c(link, BUS).scan()).toEqual([
+  const power = pistackI2c(link, BUS);
+  expect(await power.scan()).toEqual([
     { board: 3, firmware: 5, hardware: 3 },
     { board: 15, firmware: 5, hardware: 3 },
   ]);
+  expect(power.counters).toMatchObject({ retries: 0, timeouts: 0, crcErrors: 0 });
   expect([Math.min(...asked), Math.max(...asked)]).toEqual([0x10, 0x1f]);
 });
 

@@ -74,7 +74,7 @@ export async function runDemo(options: DemoOptions, io: Io): Promise<void> {
       isRequest,
       end.signal,
     );
-    writeSite(folder, places, broker.port);
+    writeSite(folder, places, broker.port, options.seed);
     for (const place of places) {
       const pi = new DemoPi({
         ...place,
@@ -111,7 +111,7 @@ function placesOf(folder: string, { nodes, seed }: DemoOptions): Place[] {
 }
 
 /** Writes what each agent reads, and what the technician needs: a key, and a `fruit` that already knows the way. */
-function writeSite(folder: string, places: readonly Place[], port: number): void {
+function writeSite(folder: string, places: readonly Place[], port: number, seed: number): void {
   const key = makeKey("technician@demo");
   const signers = join(folder, "allowed_signers");
   writeFileSync(join(folder, "technician"), key.privateFile, { mode: 0o600 });
@@ -127,7 +127,7 @@ function writeSite(folder: string, places: readonly Place[], port: number): void
       socket: place.socket,
       mqtt: { url: `mqtt://127.0.0.1:${port}` },
       telemetry: { interval_seconds: 10 },
-      sim: { serial: place.serial, seed: index },
+      sim: { serial: place.serial, seed: seed ^ index },
       ...(index === 0 ? controller(folder, places, signers) : {}),
     };
     writeFileSync(place.config, `${JSON.stringify(config, undefined, 2)}\n`);

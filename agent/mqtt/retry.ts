@@ -7,9 +7,9 @@
  * - Version: MQTT 5. A broker that says it does not speak it (0x84, or 1 from a 3.1.1 broker) gets 3.1.1 at once and for
  *   an hour. Some just close: after two such closes in a row one try is made with 3.1.1, and the hour starts if it works.
  *   (Not after one: a full or restarting MQTT 5 broker closes as well.)
- * - Clones: told "session taken over" (0x8E) twice within a minute. 3.1.1 has no such code: closed by the broker within
- *   10 s of connecting, three times within a minute, is the suspicion there. From then on five minutes between tries,
- *   until a connection has lasted ten.
+ * - Clones: told "session taken over" (0x8E) twice within a minute. 3.1.1 has no such code and Mosquitto 2.0 does not
+ *   send it: closed by the broker without a reason within 10 s of connecting, three times within a minute, is the
+ *   suspicion there. From then on five minutes between tries, until a connection has lasted ten.
  */
 import type { EndingKind } from "./connect.ts";
 
@@ -45,7 +45,7 @@ export class Retry {
   #tries = 0;
   #closes = 0;
   #fallbackUntil = 0;
-  #kicks: number[] = [];
+  #kicks: { at: number; weight: 2 | 3 }[] = [];
   #isCloned = false;
 
   constructor(options: { maxMs: number; version: 5 | 4; now: () => number; random: () => number }) {
@@ -91,13 +91,19 @@ export class Retry {
     return false;
   }
 
-  #suspect({ kind, reason, version, livedMs }: Ending): void {
+  #suspect({ kind, reason, livedMs }: Ending): void {
     if (livedMs === undefined) return;
     if (livedMs >= UNDISPUTED_MS) this.#isCloned = false;
-    const isKick = kind === "closed" && (version === 5 ? reason === TAKEN_OVER : livedMs <= KICK_MS);
-    if (!isKick) return;
+    const isTold = kind === "closed" && reason === TAKEN_OVER;
+    const isKick = kind === "closed" && reason === undefined && livedMs <= KICK_MS;
+    if (!isTold && !isKick) return;
     const since = this.#now() - CLONE_WINDOW_MS;
-    this.#kicks = [...this.#kicks.filter((at) => at >= since), this.#now()];
-    if (this.#kicks.length >= (version === 5 ? 2 : 3)) this.#isCloned = true;
+    // Being told weighs 3, being thrown out 2; 6 is enough.
+    this.#kicks = [
+      ...this.#kicks.filter(({ at }) => at >= since),
+      { at: this.#now(), weight: isTold ? 3 : 2 },
+    ];
+    const weight = this.#kicks.reduce((sum, kick) => sum + kick.weight, 0);
+    if (weight >= 6) this.#isCloned = true;
   }
 }

@@ -23,7 +23,7 @@ export interface Channel {
   schema: v.GenericSchema;
 }
 
-const Set = v.picklist(["ON", "OFF"]);
+const Switch = v.picklist(["ON", "OFF"]);
 const Command = v.union([CommandPayload, SignedEnvelope]);
 
 /** What a node listens to; what it says stands in `KINDS`. */
@@ -44,7 +44,7 @@ const HEARD: Omit<Channel, "address">[] = [
     qos: 1,
     retain: false,
     summary: "Plain text, for outlets that the node's own policy lists; never retained",
-    schema: Set,
+    schema: Switch,
   },
   {
     name: "set/identify",
@@ -107,7 +107,7 @@ export function jsonSchemas(): Record<string, unknown> {
   ]);
   return {
     $schema: "https://json-schema.org/draft/2020-12/schema",
-    $id: `urn:fruit:${ROOT}`,
+    $id: "urn:fruit:v1",
     title: `Messages under ${ROOT}`,
     $defs: Object.fromEntries(definitions),
   };

@@ -6,6 +6,7 @@ import type { Outlet } from "./outlet.ts";
 import { rehearse } from "./rehearsal.ts";
 import type { Ending, OutletResult } from "./result.ts";
 import { refusals, type SwitchVerb } from "./rules.ts";
+import { person } from "./show.ts";
 import { apply, askDown, type Doing, inputVolts, isUrgent, look, type Means } from "./switch.ts";
 
 /** A request for one outlet, before it has begun. */
@@ -18,6 +19,9 @@ const VERBS: Record<SwitchVerb, (means: Means, outlet: Outlet, doing: Doing) => 
   reset: cycle,
   shutdown,
 };
+
+/** Verbs after which the supply is on, if all goes well. */
+const STARTS: ReadonlySet<SwitchVerb> = new Set(["on", "cycle", "reset"]);
 
 /** Does one verb to one outlet, from reading it to telling how it ended. */
 export async function perform(means: Means, outlet: Outlet, asked: Switching): Promise<OutletResult> {
@@ -45,12 +49,8 @@ export async function perform(means: Means, outlet: Outlet, asked: Switching): P
     : await claim(means, outlet, doing, result);
   Object.assign(result, ending, { after: seen() });
   if (!asked.dryRun && result.outcome !== "unchanged") report(means, outlet, doing, result);
-  if (
-    asked.wait &&
-    outlet.supply === "on" &&
-    (result.outcome === "done" || ending.outcome === "forced-after-timeout")
-  )
-    await waitForHost(means, outlet, doing);
+  const hasStarted = ending.outcome === "done" || ending.outcome === "forced-after-timeout";
+  if (asked.wait && hasStarted && STARTS.has(asked.verb)) await waitForHost(means, outlet, doing);
   return Object.assign(result, { after: seen(), duration_s: seconds() });
 }
 
@@ -61,7 +61,7 @@ async function claim(means: Means, outlet: Outlet, doing: Doing, result: OutletR
     return {
       outcome: "refused",
       code: "busy",
-      message: `${busy.by} asked for ${busy.verb} ${Math.round((means.now() - busy.since) / 1000)} s ago and it is under way; wait for it`,
+      message: `${person(busy.by)} asked for ${busy.verb} ${Math.round((means.now() - busy.since) / 1000)} s ago and it is under way; wait for it`,
     };
   outlet.busy = { verb: doing.verb, by: doing.by, since: means.now() };
   try {
@@ -104,7 +104,7 @@ async function attempt(
 
 /** Asks the rules, and reserves the watts in the same breath, so that two commands cannot spend them twice. */
 async function admit(means: Means, outlet: Outlet, doing: Doing): Promise<void> {
-  const isStart = doing.verb !== "off" && doing.verb !== "shutdown";
+  const isStart = STARTS.has(doing.verb);
   const facts = means.facts(outlet, isStart ? await inputVolts(means, outlet) : undefined);
   const [refusal] = refusals(facts, doing);
   if (refusal) throw refusal;
@@ -224,7 +224,7 @@ function report(means: Means, outlet: Outlet, doing: Doing, result: OutletResult
     outlet: outlet.id,
     verb,
     outcome,
-    message: `${outlet.label}: ${verb} by ${by}: ${message ?? outcome}`,
+    message: `${outlet.label}: ${verb} by ${person(by)}: ${message ?? outcome}`,
     before: before.supply,
     after: after.supply,
     cause,

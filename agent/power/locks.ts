@@ -8,22 +8,17 @@ import { type Call, type Command, command, Refusal } from "../commands.ts";
 import { Lock, type Publish, type Tell } from "../messages.ts";
 import type { Store } from "../store.ts";
 import { present } from "./fields.ts";
+import { clockTime, person } from "./show.ts";
 
 /** How long a lock lasts when nobody says: 4 h. */
 export const LOCK_SECONDS = 4 * 3600;
-
-/** `17:30 UTC`, with the day when it is not today. */
-export function clockTime(iso: string, now: number): string {
-  const [day, time] = iso.split("T");
-  const today = new Date(now).toISOString().slice(0, 10);
-  return `${day === today ? "" : `${day} `}${time?.slice(0, 5)} UTC`;
-}
 
 /** Says who holds an outlet, since when, why, until when, and how to get in. */
 export function lockedBy(lock: Lock, now: number): string {
   const why = lock.reason ? ` (${lock.reason})` : "";
   const times = `since ${clockTime(lock.since, now)} until ${clockTime(lock.until, now)}`;
-  return `locked by ${lock.owner}${why} ${times}; ask ${lock.owner}, wait, or 'fruit unlock ${lock.outlet} --kick --reason TEXT'`;
+  const owner = person(lock.owner);
+  return `locked by ${owner}${why} ${times}; ask ${owner}, wait, or 'fruit unlock ${lock.outlet} --kick --reason TEXT'`;
 }
 
 /** What locks are made of. */
@@ -77,7 +72,10 @@ export class Locks {
       until: new Date(now() + forSeconds * 1000).toISOString(),
     };
     await this.#replace(outlet, lock);
-    tell("lock.set", { ...lock, message: `${outlet} locked by ${owner} until ${lock.until}` });
+    tell("lock.set", {
+      ...lock,
+      message: `${outlet} locked by ${person(owner)} until ${clockTime(lock.until, now())}`,
+    });
     return lock;
   }
 
@@ -93,7 +91,9 @@ export class Locks {
       owner: lock.owner,
       by: who,
       ...present({ reason }),
-      message: isKick ? `${who} took the lock of ${lock.owner} on ${outlet}` : `${outlet} unlocked by ${who}`,
+      message: isKick
+        ? `${person(who)} took the lock of ${person(lock.owner)} on ${outlet}`
+        : `${outlet} unlocked by ${person(who)}`,
     });
     return lock;
   }
@@ -106,7 +106,7 @@ export class Locks {
       this.#options.tell("lock.expired", {
         outlet: lock.outlet,
         owner: lock.owner,
-        message: `the lock of ${lock.owner} on ${lock.outlet} has ended`,
+        message: `the lock of ${person(lock.owner)} on ${lock.outlet} has ended`,
       });
     }
   }

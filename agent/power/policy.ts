@@ -4,6 +4,7 @@ import { present } from "./fields.ts";
 import type { Outlet } from "./outlet.ts";
 import type { Ending } from "./result.ts";
 import { refusals } from "./rules.ts";
+import { person } from "./show.ts";
 import type { Means } from "./switch.ts";
 
 /** What is asked about an outlet's behaviour when the mains come back; without `policy` it is only shown. */
@@ -77,7 +78,7 @@ async function set(
     once,
     by,
     ...present({ reason }),
-    message: `${outlet.label}: when the mains come back: ${policy}${once ? " (once)" : ""}, by ${by}`,
+    message: `${outlet.label}: when the mains come back: ${policy}${once ? " (once)" : ""}, by ${person(by)}`,
   });
   return "done";
 }

@@ -79,9 +79,9 @@ function status(stack: Stack): Command {
     tier: 0,
     role: "read",
     broadcast: true,
-    args: v.strictObject({ outlets: v.optional(v.union([Words, v.tuple([])]), []) }),
+    args: v.strictObject({ outlets: v.optional(Words) }),
     run: async ({ args }) => {
-      const outlets = args.outlets.length > 0 ? stack.resolve(args.outlets) : [...stack.outlets.values()];
+      const outlets = args.outlets ? stack.resolve(args.outlets) : [...stack.outlets.values()];
       await Promise.all(outlets.map((outlet) => refresh(stack, outlet)));
       const boards = new Map(outlets.map((outlet) => [outlet.board, outlet]));
       const result = {

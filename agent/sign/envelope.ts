@@ -59,12 +59,12 @@ export function openEnvelope(bytes: Uint8Array, options: OpenOptions): Opened {
       `the envelope has ${bytes.length} bytes; at most ${ENVELOPE_MAX_BYTES} are read`,
     );
   const document = parseJson(bytes);
-  if (!isSigned(document)) return { payload: parse(CommandPayload, document), digest: sha256(bytes) };
+  if (!isSigned(document)) return { payload: parsePayload(document), digest: sha256(bytes) };
 
   const envelope = parse(SignedEnvelope, document);
   const message = new Uint8Array(Buffer.from(envelope.p, "base64"));
   const signer = authenticate(envelope, message, options);
-  const payload = parse(CommandPayload, parseJson(message));
+  const payload = parsePayload(parseJson(message));
   // A node without a clock believes the later of its own and the sender's time: an honest tool is held to its key's
   // dates; only removing the line holds everybody.
   const seconds = Math.max(options.nowSeconds ?? Date.now() / 1000, payload.iat);
@@ -179,6 +179,13 @@ function parseJson(bytes: Uint8Array): unknown {
   } catch (cause) {
     throw new Refusal("bad-json", `the payload is not JSON: ${clip(String(cause), 120)}`);
   }
+}
+
+function parsePayload(document: unknown): CommandPayload {
+  // a list is a record of numbered keys to the schema
+  if (Array.isArray((document as { args?: unknown } | null)?.args))
+    throw new Refusal("bad-envelope", "args: Expected Object but received Array");
+  return parse(CommandPayload, document);
 }
 
 function parse<Schema extends v.GenericSchema>(schema: Schema, document: unknown): v.InferOutput<Schema> {

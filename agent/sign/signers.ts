@@ -109,6 +109,8 @@ function readBounded(path: string): { text: string | undefined; error?: string }
 function parseLine(line: string): Signer {
   const words = split(line, /\s/).filter((word) => word !== "");
   const principal = unquote(words.shift() ?? "");
+  if (isKeyType(principal))
+    throw new WireError("the line begins with the key; the name comes first, such as alice@desk");
   if (!/^[A-Za-z0-9._+-]+(@[A-Za-z0-9._-]+)?$/.test(principal))
     throw new WireError(
       `"${clip(principal)}" is no name: one name such as alice@desk, no list and no pattern`,
