@@ -107,60 +107,85 @@ function follow(places: readonly Place[], mayBeCut: boolean): AuditProblem[] {
   const byHash = new Map<string, number>();
   for (const [index, { sha256 }] of places.entries()) if (!byHash.has(sha256)) byHash.set(sha256, index);
 
-  for (let at = start(places); at !== undefined; ) {
-    reached.add(at);
-    const step = above(places, at, byHash, reached, mayBeCut);
-    if (step.problem) problems.push(step.problem);
-    at = step.next;
+  const walk = { places, byHash, reached, mayBeCut };
+  let step: Step = { next: start(places) };
+  while (step.next !== undefined && !reached.has(step.next)) {
+    reached.add(step.next);
+    step = above(walk, step.next, step.doubted);
+    const { problem } = step;
+    const isKnown = problems.some(({ file, line }) => file === problem?.file && line === problem.line);
+    if (problem && !isKnown) problems.push(problem);
   }
   for (const [index, place] of places.entries())
     if (!reached.has(index)) problems.push(said(place, "inserted: no line below it leads to it"));
   return problems;
 }
 
-/** The last line that follows the one above it: a line put behind the true end does not. */
+/** The last line that stands below the one it follows, or is the only one to follow it: others were put behind the end. */
 function start(places: readonly Place[]): number | undefined {
-  const joined = places.findLastIndex(({ entry }, at) => entry && entry.prev === places[at - 1]?.sha256);
-  return joined >= 0 ? joined : places.length > 0 ? places.length - 1 : undefined;
+  const followers = new Map<string, number>();
+  for (const { entry } of places) if (entry) followers.set(entry.prev, (followers.get(entry.prev) ?? 0) + 1);
+  const last = places.findLastIndex(
+    ({ entry }, at) => entry && (entry.prev === places[at - 1]?.sha256 || followers.get(entry.prev) === 1),
+  );
+  return last < 0 ? undefined : last;
+}
+
+interface Walk {
+  places: readonly Place[];
+  byHash: ReadonlyMap<string, number>;
+  reached: ReadonlySet<number>;
+  mayBeCut: boolean;
 }
 
 interface Step {
   next: number | undefined;
+  /** The `seq` that the next line should have, when what it says of itself is in doubt. */
+  doubted?: number;
   problem?: AuditProblem;
 }
 
-function above(
-  places: readonly Place[],
-  at: number,
-  byHash: ReadonlyMap<string, number>,
-  reached: ReadonlySet<number>,
-  mayBeCut: boolean,
-): Step {
-  const here = places[at];
-  const isFree = (index: number) => index >= 0 && !reached.has(index);
-  if (!here?.entry) return { next: isFree(at - 1) ? at - 1 : undefined }; // named when the line below was looked at
-  const { seq, prev } = here.entry;
-  if (places[at - 1]?.sha256 === prev) return { next: at - 1 };
+function above(walk: Walk, at: number, doubted: number | undefined): Step {
+  const here = walk.places[at];
+  const seq = doubted ?? here?.entry?.seq ?? 0;
+  const isFirst = seq === 1 && (doubted === 1 || here?.entry?.prev === GENESIS);
+  if (!here || isFirst) return { next: undefined };
+  return linked(walk, at, here, seq) ?? broken(walk, at, here, seq, doubted !== undefined);
+}
 
+/** The line that `prev` means, wherever it stands. */
+function linked({ places, byHash, reached }: Walk, at: number, here: Place, seq: number): Step | undefined {
+  const prev = here.entry?.prev ?? "";
+  if (places[at - 1]?.sha256 === prev) return { next: at - 1 };
   const meant = byHash.get(prev);
-  const found = meant === undefined ? undefined : places[meant];
-  if (meant !== undefined && found && isFree(meant)) {
-    if (meant < at) return { next: meant }; // what stands between was put there, or is reached in its turn
-    return { next: meant, problem: said(found, `moved: seq ${found.entry?.seq} stands below seq ${seq}`) };
-  }
-  if (seq === 1 && prev === GENESIS) return { next: undefined };
+  const found = meant === undefined || reached.has(meant) ? undefined : places[meant];
+  if (meant === undefined || !found) return undefined;
+  if (meant < at) return { next: meant }; // what stands between was put there, or comes in its turn
+  return { next: meant, problem: said(found, `moved: seq ${found.entry?.seq} stands below seq ${seq}`) };
+}
+
+/** There is no line that `prev` means: it was changed, or removed. */
+function broken(
+  { places, reached, mayBeCut }: Walk,
+  at: number,
+  here: Place,
+  seq: number,
+  isDoubted: boolean,
+): Step {
+  if (isDoubted && places[at - 1]?.entry?.seq === seq - 1) return { next: at - 1 };
   const changed = changedAbove(places, at, seq);
-  const suspect = changed === undefined ? undefined : places[changed];
-  if (changed !== undefined && suspect && isFree(changed))
-    return { next: changed, problem: said(suspect, "changed: it is not the line that the next one follows") };
-  return missingAbove(places, at, here, seq, isFree, mayBeCut);
+  const suspect = changed === undefined || reached.has(changed) ? undefined : places[changed];
+  if (changed === undefined || !suspect) return missingAbove(places, at, here, seq, mayBeCut);
+  const problem = said(suspect, "changed: it is not the line that the next one follows");
+  return { next: changed, doubted: seq - 1, problem };
 }
 
 /** The line that stands where the missing one should: by its number, by its place, or because it is no entry any more. */
 function changedAbove(places: readonly Place[], at: number, seq: number): number | undefined {
   const direct = places[at - 1];
   if (!direct) return undefined;
-  const isInPlace = !direct.entry || direct.entry.seq === seq - 1 || places[at - 2]?.entry?.seq === seq - 2;
+  const isInPlace =
+    !direct.entry || direct.entry.seq === seq - 1 || (places[at - 2]?.entry?.seq ?? 0) === seq - 2;
   if (isInPlace) return at - 1;
   const numbered = places.slice(0, at).findLastIndex(({ entry }) => entry?.seq === seq - 1);
   return numbered >= 0 ? numbered : undefined;
@@ -171,21 +196,15 @@ function missingAbove(
   at: number,
   here: Place,
   seq: number,
-  isFree: (index: number) => boolean,
   mayBeCut: boolean,
 ): Step {
-  const lower = places.findLastIndex(
-    ({ entry }, index) => index < at && isFree(index) && entry !== undefined && entry.seq < seq,
-  );
-  if (lower < 0 && seq > 1 && mayBeCut) return { next: undefined }; // the oldest files were dropped
-  if (lower < 0 && seq === 1)
-    return { next: undefined, problem: said(here, "changed: the first line follows no other") };
+  if (seq === 1) return { next: undefined, problem: said(here, "changed: the first line follows no other") };
+  const lower = places.slice(0, at).findLastIndex(({ entry }) => entry !== undefined && entry.seq < seq);
+  if (lower < 0 && mayBeCut) return { next: undefined }; // the oldest files were dropped
   const from = (places[lower]?.entry?.seq ?? 0) + 1;
-  const gone = from === seq - 1 ? `seq ${from} is` : `seq ${from} to ${seq - 1} are`;
-  return {
-    next: lower < 0 ? undefined : lower,
-    problem: said(here, `removed: ${gone} missing above this line`),
-  };
+  const gone = from >= seq - 1 ? `seq ${seq - 1} is` : `seq ${from} to ${seq - 1} are`;
+  const problem = said(here, `removed: ${gone} missing above this line`);
+  return { next: lower < 0 ? undefined : lower, problem };
 }
 
 function remember(places: readonly Place[], head: AuditHead): AuditProblem[] {

@@ -82,13 +82,13 @@ const Telemetry = strict({
   filesystems: v.optional(v.record(level("name"), path), { root: "/" }),
 });
 
-const Bus = strict({
-  driver: v.picklist(["pistack-rs485", "pistack-i2c", "clusterctrl", "sim"]),
+const BusSchema = strict({
+  driver: v.picklist(["pistack-rs485", "pistack-i2c", "clusterctrl", "clusterhat", "sim"]),
   device: v.optional(v.string(), "sim"),
   boards: v.pipe(v.array(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(254))), v.minLength(1)),
   hardware: v.optional(v.picklist([2, 3]), 3),
   i2c_base: whole(0x08, 0x77, 0x10),
-  /** Pis on a ClusterCTRL board; other boards have two. */
+  /** Pis on a ClusterCTRL board; a Cluster HAT has four, other boards have two. */
   pis: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(32))),
 });
 
@@ -101,7 +101,7 @@ const Outlet = strict({
 });
 
 const Power = strict({
-  buses: v.optional(v.array(Bus), []),
+  buses: v.optional(v.array(BusSchema), []),
   outlets: v.optional(v.record(outletId, Outlet), {}),
   poll_seconds: bounded(1, 3600, 10),
   /** Off before on in a cycle. The floor protects boards from half-discharged rails. */
@@ -233,21 +233,35 @@ function mqttContradictions(mqtt: NonNullable<Config["mqtt"]>): string[] {
 function busContradictions(buses: Config["power"]["buses"]): string[] {
   const owner = new Map<number, number>();
   return buses.flatMap((bus, index) => {
-    const problems: string[] = [];
-    for (const board of bus.boards) {
-      if (owner.has(board)) problems.push(`boards: board ${board} is already on bus ${owner.get(board)}`);
+    const taken = bus.boards.flatMap((board) => {
+      const other = owner.get(board);
       owner.set(board, index);
-      // The DIP switches have four bits; the map of addresses is ours.
-      if (bus.driver === "pistack-i2c" && board > 15)
-        problems.push(`boards: ${board} is more than a board's DIP switches can say (15)`);
-    }
-    if (bus.driver === "clusterctrl" && bus.boards.length > 1)
-      problems.push("boards: a ClusterCTRL is alone on its bus, always at address 0x20");
-    if (bus.driver !== "clusterctrl" && bus.pis !== undefined)
-      problems.push(`pis: boards of ${bus.driver} have two`);
-    return problems.map((problem) => `power.buses.${index}.${problem}`);
+      return other === undefined ? [] : [`boards: board ${board} is already on bus ${other}`];
+    });
+    return [...taken, ...DRIVER_LIMITS[bus.driver](bus)].map((problem) => `power.buses.${index}.${problem}`);
   });
 }
+
+type Bus = Config["power"]["buses"][number];
+
+const twoPis = (bus: Bus) => (bus.pis === undefined ? [] : [`pis: boards of ${bus.driver} have two`]);
+const alone = (bus: Bus) =>
+  bus.boards.length > 1 ? [`boards: a ${bus.driver} board is alone on its bus, always at address 0x20`] : [];
+
+/** What each driver's boards cannot be. */
+const DRIVER_LIMITS: Record<Bus["driver"], (bus: Bus) => string[]> = {
+  sim: twoPis,
+  "pistack-rs485": twoPis,
+  "pistack-i2c": (bus) => [
+    ...twoPis(bus),
+    // The boards' DIP switches have four bits
+    ...bus.boards
+      .filter((board) => board > 15)
+      .map((board) => `boards: ${board} is more than DIP switches can say (15)`),
+  ],
+  clusterctrl: alone,
+  clusterhat: (bus) => [...alone(bus), ...(bus.pis === undefined ? [] : ["pis: a Cluster HAT has four"])],
+};
 
 /** Two outlets cannot share a name, nor feed the same node. */
 function twice(config: Config, key: "name" | "node"): string[] {

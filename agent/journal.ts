@@ -227,10 +227,11 @@ export class Journal {
     } finally {
       await handle.close();
     }
+    const old = this.#file;
+    this.#file = undefined; // should one of the next steps fail, the next record writes anew
+    await old?.close();
     await rename(temporary, this.#path);
     await syncDirectory(this.#dir);
-    await this.#file?.close();
-    this.#file = undefined; // should the next line fail, the next record writes anew
     this.#file = await LineFile.open(this.#path, this.#options.openFile);
   }
 }

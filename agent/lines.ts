@@ -8,7 +8,8 @@ const NEWLINE = 0x0a;
 
 /**
  * A file of lines that only grows. A line is there whole or not at all: what a full disk or a failed flush leaves of
- * one is cut off again, at the latest before the next. Callers append one after the other.
+ * one is cut off again, at the latest before the next. Callers append one after the other, and close it: a handle that
+ * is merely forgotten ends the process when it is collected.
  */
 export class LineFile {
   readonly #handle: FileHandle;
@@ -23,9 +24,14 @@ export class LineFile {
   /** Opens or makes the file (0600); its name is on the disk when this resolves. */
   static async open(path: string, openFile: OpenFile = open): Promise<LineFile> {
     const handle = await openFile(path, "a", 0o600);
-    const { size } = await handle.stat();
-    if (size === 0) await syncDirectory(dirname(path));
-    return new LineFile(handle, size);
+    try {
+      const { size } = await handle.stat();
+      if (size === 0) await syncDirectory(dirname(path));
+      return new LineFile(handle, size);
+    } catch (cause) {
+      await handle.close();
+      throw cause;
+    }
   }
 
   /** Bytes in the file. */

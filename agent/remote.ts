@@ -5,7 +5,7 @@ import { parseConfig } from "./config.ts";
 import type { DoorFlags } from "./doors.ts";
 import { type CommandPayload, ROOT } from "./messages.ts";
 import { LinkError, type MqttConfig } from "./mqtt/connect.ts";
-import { type Link, openLink } from "./mqtt/link.ts";
+import { dial } from "./mqtt/dial.ts";
 import type { Incoming } from "./mqtt/message.ts";
 import { sealCommand } from "./sign/envelope.ts";
 import { openKey, type SigningKey } from "./sign/keys.ts";
@@ -17,6 +17,8 @@ const INFO_MS = 3000;
 const ACCEPT_MS = 10_000;
 /** A command not taken by then is not wanted any more. */
 const LIFE_SECONDS = 60;
+/** Bad user name or password, not authorised: CONNACK codes of MQTT 3.1.1 and 5. */
+const DENIED: ReadonlySet<number> = new Set([4, 5, 0x86, 0x87]);
 
 type Place = DoorFlags & { broker: string; site: string; node: string };
 
@@ -29,7 +31,11 @@ export async function openRemote(
   const base = `${ROOT}/${flags.site}/${flags.node}`;
   const key = flags.key === undefined ? undefined : await openKey(flags.key, { signal });
   const inbox = new Inbox(base);
-  const link = await connect(config, (incoming) => inbox.heard(incoming), signal);
+  const role = `cli-${randomUUID().slice(0, 13)}`;
+  const onMessage = (incoming: Incoming) => inbox.heard(incoming);
+  const link = await dial({ config, node: flags.node, role, onMessage }, signal).catch((error) => {
+    throw connectError(error);
+  });
   const close = () => link.close(500);
   try {
     await link.subscribe([
@@ -94,37 +100,11 @@ function mqttOf(flags: Place): MqttConfig {
   return mqtt;
 }
 
-/** MQTT 5, or 3.1.1 where the broker knows no better. */
-async function connect(
-  config: MqttConfig,
-  onMessage: (incoming: Incoming) => void,
-  signal: AbortSignal,
-): Promise<Link> {
-  const open = (version: 5 | 4) =>
-    openLink(
-      {
-        config,
-        clientId: `fruit-cli-${randomUUID().slice(0, 13)}`,
-        version,
-        abilities: { qos: 1, retain: true },
-        onMessage,
-      },
-      signal,
-    );
-  try {
-    try {
-      return await open(config.version === 3 ? 4 : 5);
-    } catch (error) {
-      const isOld = error instanceof LinkError && (error.kind === "refused" || error.kind === "closed");
-      if (!isOld || config.version === 3) throw error;
-      return await open(4);
-    }
-  } catch (error) {
-    if (!(error instanceof LinkError)) throw error;
-    const isDenied =
-      error.kind === "refused" && error.reason !== undefined && [4, 5, 0x86, 0x87].includes(error.reason);
-    throw new CliError(isDenied ? EXIT.unauthorised : EXIT.unreachable, error.message, { cause: error });
-  }
+/** The exit code of whatever went wrong on the way to the broker. */
+function connectError(error: unknown): unknown {
+  if (!(error instanceof LinkError)) return error;
+  const isDenied = error.kind === "refused" && error.reason !== undefined && DENIED.has(error.reason);
+  return new CliError(isDenied ? EXIT.unauthorised : EXIT.unreachable, error.message, { cause: error });
 }
 
 async function seal(command: {

@@ -3,6 +3,7 @@ import { parseArgs } from "node:util";
 import { type Hal, HalError } from "../hal/ports.ts";
 import { CONFIG_PATH, type Config, readConfig } from "./config.ts";
 import { jsonLog } from "./log.ts";
+import { refuseTaken } from "./socket.ts";
 import { CliError, type CliVerb, EXIT, UsageError } from "./terminal.ts";
 
 /** Opens the hardware that `--hal` names. */
@@ -34,6 +35,8 @@ export const AGENT_VERBS: readonly CliVerb[] = [
       });
       const config = readConfig(values.config ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH);
       if (io.env.FRUIT_SOCKET) config.socket = io.env.FRUIT_SOCKET;
+      // Before anything is opened: a second agent must not touch the files of the first.
+      await refuseTaken(config.socket);
       const hal = await openHal(values.hal ?? io.env.FRUIT_HAL ?? "linux", config).catch((cause) => {
         throw cause instanceof HalError
           ? new CliError(EXIT.config, `--hal: ${cause.message}`, { cause })
@@ -46,8 +49,6 @@ export const AGENT_VERBS: readonly CliVerb[] = [
         return EXIT.done;
       } catch (cause) {
         const code = (cause as NodeJS.ErrnoException).code;
-        if (cause instanceof Error && cause.name === "SocketTakenError")
-          throw new CliError(EXIT.busy, cause.message, { cause });
         if (code && ["EACCES", "EROFS", "ENOENT", "ENOTDIR", "ENOSPC"].includes(code))
           throw new CliError(
             EXIT.failed,

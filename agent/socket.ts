@@ -6,20 +6,24 @@
  * Answer: command results (`fruit mqtt schema`), the last one final; then the agent closes.
  */
 import { createHash, randomUUID } from "node:crypto";
-import { chmodSync, unlinkSync } from "node:fs";
+import { chmodSync, lstatSync, unlinkSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { connect, createServer, type Socket } from "node:net";
 import { dirname } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import * as v from "valibot";
 import { type CommandResult, ROLES } from "./commands.ts";
 import type { Dispatcher } from "./dispatch.ts";
 import type { Log } from "./log.ts";
 import type { Part } from "./parts.ts";
+import { CliError, EXIT } from "./terminal.ts";
 
 const MOST_CONNECTIONS = 32;
 const MOST_BYTES = 16_384;
 /** A client has this long to say what it wants. */
 const ASK_LIMIT_MS = 5000;
+/** When the agent stops, commands under way have this long to say how they ended. */
+const LAST_WORDS_MS = 500;
 
 const Ask = v.strictObject({
   verb: v.string(),
@@ -29,8 +33,15 @@ const Ask = v.strictObject({
 });
 
 /** Another agent answers on this socket. */
-export class SocketTakenError extends Error {
-  override readonly name = "SocketTakenError";
+export class SocketTakenError extends CliError {
+  constructor(path: string) {
+    super(EXIT.busy, `${path}: another agent is running there`);
+  }
+}
+
+/** Rejects with `SocketTakenError` when an agent answers on `path`: its files are its own, so this comes before any is opened. */
+export async function refuseTaken(path: string): Promise<void> {
+  if (await answers(path)) throw new SocketTakenError(path);
 }
 
 /**
@@ -39,18 +50,18 @@ export class SocketTakenError extends Error {
  */
 export async function openSocket(path: string, dispatcher: Dispatcher, log: Log): Promise<Part> {
   await mkdir(dirname(path), { recursive: true });
-  if (await answers(path)) throw new SocketTakenError(`${path}: another agent is running there`);
+  await refuseTaken(path);
   removeStale(path);
-  const open = new Set<Socket>();
+  const open = new Map<Socket, Promise<void>>();
   const server = createServer((socket) => {
-    open.add(socket);
+    socket.on("error", () => undefined);
+    if (open.size >= MOST_CONNECTIONS) return turnAway(socket);
+    const served = serve(socket, dispatcher, log);
+    open.set(socket, served);
     socket.once("close", () => open.delete(socket));
-    void serve(socket, dispatcher).catch((error) => {
-      log("warn", "socket.failed", { error: String(error) });
-      socket.destroy();
-    });
   });
-  server.maxConnections = MOST_CONNECTIONS;
+  // Those who are turned away are being told so.
+  server.maxConnections = 2 * MOST_CONNECTIONS;
   await listen(server, path);
   return async (signal) => {
     const stopped = new Promise<void>((resolve, reject) => {
@@ -62,10 +73,19 @@ export async function openSocket(path: string, dispatcher: Dispatcher, log: Log)
       await stopped;
     } finally {
       server.close();
-      for (const socket of open) socket.end();
       removeStale(path);
+      await Promise.race([dispatcher.idle(), sleep(LAST_WORDS_MS, undefined, { ref: false })]);
+      for (const socket of open.keys()) socket.destroySoon();
     }
   };
+}
+
+/** Says why, rather than hang up without a word. */
+function turnAway(socket: Socket): void {
+  socket.setTimeout(1000, () => socket.destroy());
+  socket.resume();
+  const message = `${MOST_CONNECTIONS} connections are open; try again later`;
+  socket.end(line({ id: "", verb: "", state: "refused", code: "busy", message }));
 }
 
 /** Asks the agent on `path` for one command; resolves with the final result. Rejects when nobody answers or the limit passes. */
@@ -99,46 +119,60 @@ export function ask(
   });
 }
 
-async function serve(socket: Socket, dispatcher: Dispatcher): Promise<void> {
-  socket.setTimeout(ASK_LIMIT_MS, () => socket.destroy());
-  const bytes = await firstLine(socket);
-  socket.setTimeout(0);
-  if (bytes === undefined) return;
-  const answer = (result: CommandResult) => {
-    if (socket.writable) socket.write(`${JSON.stringify(result)}\n`);
-  };
+async function serve(socket: Socket, dispatcher: Dispatcher, log: Log): Promise<void> {
+  try {
+    const bytes = await firstLine(socket);
+    if (bytes === undefined) return;
+    await obey(bytes, dispatcher, (result) => {
+      if (socket.writable) socket.write(line(result));
+    });
+  } catch (error) {
+    log("error", "socket.failed", { error: String(error) });
+  } finally {
+    socket.destroySoon();
+  }
+}
+
+async function obey(
+  bytes: Uint8Array,
+  dispatcher: Dispatcher,
+  answer: (result: CommandResult) => void,
+): Promise<void> {
   const asked = parse(bytes);
   const id = randomUUID();
   if (!asked.success) {
     answer({ id, verb: "", state: "refused", code: asked.code, message: asked.message });
-  } else {
-    const { verb, args, reason, as } = asked.output;
-    await dispatcher.execute(
-      {
-        id,
-        verb,
-        args,
-        ...(reason === undefined ? {} : { reason }),
-        exp: Math.floor(Date.now() / 1000),
-        digest: createHash("sha256").update(bytes).digest("hex"),
-        caller: {
-          door: "socket",
-          who: `local:${as ?? "root"}`,
-          roles: new Set(ROLES),
-          mayOutlet: () => true,
-        },
-      },
-      answer,
-    );
+    return;
   }
-  socket.end();
+  const { verb, args, reason, as } = asked.output;
+  await dispatcher.execute(
+    {
+      id,
+      verb,
+      args,
+      ...(reason === undefined ? {} : { reason }),
+      exp: Math.floor(Date.now() / 1000),
+      digest: createHash("sha256").update(bytes).digest("hex"),
+      caller: {
+        door: "socket",
+        who: `local:${as ?? "root"}`,
+        roles: new Set(ROLES),
+        mayOutlet: () => true,
+      },
+    },
+    answer,
+  );
 }
+
+const line = (result: CommandResult) => `${JSON.stringify(result)}\n`;
 
 type Parsed =
   | { success: true; output: v.InferOutput<typeof Ask> }
-  | { success: false; code: "bad-utf8" | "bad-json" | "bad-envelope"; message: string };
+  | { success: false; code: "too-large" | "bad-utf8" | "bad-json" | "bad-envelope"; message: string };
 
 function parse(bytes: Uint8Array): Parsed {
+  if (bytes.length > MOST_BYTES)
+    return { success: false, code: "too-large", message: `a request is at most ${MOST_BYTES} bytes` };
   let text: string;
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
@@ -159,25 +193,27 @@ function parse(bytes: Uint8Array): Parsed {
   return { success: false, code: "bad-envelope", message };
 }
 
-/** Everything up to the first newline; undefined when the client left or said too much. */
+/** Everything up to the first newline, or more than anybody may say; undefined when the client left or took too long. */
 function firstLine(socket: Socket): Promise<Uint8Array | undefined> {
   return new Promise((resolve) => {
     const chunks: Buffer[] = [];
     let length = 0;
-    socket.on("data", (chunk: Buffer) => {
+    const timer = setTimeout(() => socket.destroy(), ASK_LIMIT_MS);
+    const done = (said?: Uint8Array) => {
+      clearTimeout(timer);
+      socket.off("data", take);
+      // What else it says is read and forgotten: unread it would keep the answer from arriving, kept it would pile up.
+      socket.resume();
+      resolve(said);
+    };
+    const take = (chunk: Buffer) => {
       const end = chunk.indexOf(10);
       chunks.push(end < 0 ? chunk : chunk.subarray(0, end));
       length += chunk.length;
-      if (end >= 0) resolve(Buffer.concat(chunks));
-      else if (length > MOST_BYTES) {
-        socket.end(
-          `${JSON.stringify({ id: "", verb: "", state: "refused", code: "too-large", message: `a request is at most ${MOST_BYTES} bytes` })}\n`,
-        );
-        resolve(undefined);
-      }
-    });
-    socket.on("error", () => resolve(undefined));
-    socket.on("close", () => resolve(undefined));
+      if (end >= 0 || length > MOST_BYTES) done(Buffer.concat(chunks));
+    };
+    socket.on("data", take);
+    socket.once("close", () => done());
   });
 }
 
@@ -192,6 +228,7 @@ function splitLines(each: (line: string) => void): (chunk: Buffer) => void {
   };
 }
 
+/** Only a refusal means that nobody is there: a socket of somebody else's says EACCES. */
 function answers(path: string): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(path);
@@ -199,18 +236,19 @@ function answers(path: string): Promise<boolean> {
       socket.destroy();
       resolve(isThere);
     };
-    socket.setTimeout(1000, () => done(false));
+    socket.setTimeout(1000, () => done(true));
     socket.once("connect", () => done(true));
-    socket.once("error", () => done(false));
+    socket.once("error", ({ code = "" }: NodeJS.ErrnoException) =>
+      done(!["ENOENT", "ECONNREFUSED", "ENOTSOCK"].includes(code)),
+    );
   });
 }
 
 function removeStale(path: string): void {
-  try {
-    unlinkSync(path);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
-  }
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  if (!found) return;
+  if (!found.isSocket()) throw new Error(`${path}: is there and is no socket; move it away, or name another`);
+  unlinkSync(path);
 }
 
 /** Listens with the mode right from the first moment: between bind and chmod anybody could connect. */

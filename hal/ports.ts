@@ -112,7 +112,7 @@ export interface PowerController {
 
 /** One power bus as configured. */
 export interface PowerBus {
-  driver: "pistack-rs485" | "pistack-i2c" | "clusterctrl" | "sim";
+  driver: "pistack-rs485" | "pistack-i2c" | "clusterctrl" | "clusterhat" | "sim";
   /** What `Hal.openSerial` or `Hal.openI2c` is asked for: `/dev/ttyUSB0`, `/dev/i2c-1`; ignored by `sim`. */
   device: string;
   /** Board numbers on this bus, in rack order. */
@@ -121,7 +121,7 @@ export interface PowerBus {
   hardware: 2 | 3;
   /** First I²C address of the boards; board n answers at base + n. */
   i2c_base: number;
-  /** Pis per board where models differ (ClusterCTRL, 4 when absent); a Pi Stack always has two. */
+  /** Pis per board where models differ (ClusterCTRL, 4 when absent); a Pi Stack always has two, a Cluster HAT four. */
   pis?: number | undefined;
 }
 

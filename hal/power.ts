@@ -1,4 +1,5 @@
 import { clusterctrl } from "./clusterctrl.ts";
+import { clusterhat } from "./clusterhat.ts";
 import { pistackI2c } from "./pistack-i2c.ts";
 import { pistackRs485 } from "./pistack-rs485.ts";
 import {
@@ -26,6 +27,11 @@ const DRIVERS: Record<PowerBus["driver"], Driver> = {
     ),
   clusterctrl: async (hal, bus) =>
     clusterctrl(
+      reopening(() => hal.openI2c(bus.device)),
+      bus,
+    ),
+  clusterhat: async (hal, bus) =>
+    clusterhat(
       reopening(() => hal.openI2c(bus.device)),
       bus,
     ),

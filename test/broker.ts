@@ -5,6 +5,7 @@ import { connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { type ConnectionOptions, connect as connectTls } from "node:tls";
 import { Aedes } from "aedes";
 import type { IClientOptions, IPublishPacket, MqttClient } from "mqtt";
 import * as clientModule from "mqtt/lib/client";
@@ -47,14 +48,25 @@ export class Mosquitto implements AsyncDisposable {
   }
 
   /** `lines` follow the listener: `allow_anonymous true`, certificates, an ACL file. */
-  static async start(lines: string[] | ((dir: string) => string[])): Promise<Mosquitto> {
+  static start(lines: string[] | ((dir: string) => string[])): Promise<Mosquitto> {
+    return Mosquitto.with((dir, port) =>
+      [`listener ${port} 127.0.0.1`, ...(typeof lines === "function" ? lines(dir) : lines)].join("\n"),
+    );
+  }
+
+  /** With a configuration file of its own. */
+  static async with(write: (dir: string, port: number) => string): Promise<Mosquitto> {
     const broker = new Mosquitto(await freePort(), mkdtempSync(join(tmpdir(), "fruit-broker-")));
-    const user = process.getuid?.() === 0 ? ["user root"] : [];
-    const all = typeof lines === "function" ? lines(broker.dir) : lines;
-    const text = [...user, `listener ${broker.port} 127.0.0.1`, ...all].join("\n");
-    writeFileSync(join(broker.dir, "mosquitto.conf"), `${text}\n`);
+    // Started by root it would become the user mosquitto, who may not read a test's files.
+    const user = process.getuid?.() === 0 ? "user root\n" : "";
+    writeFileSync(join(broker.dir, "mosquitto.conf"), `${user}${write(broker.dir, broker.port)}\n`);
     await broker.come();
     return broker;
+  }
+
+  /** Of the process that runs now; undefined while none does. */
+  get pid(): number | undefined {
+    return this.#process?.pid;
   }
 
   /** Starts it (again). */
@@ -162,9 +174,13 @@ export class Tap implements AsyncDisposable {
     client.on("error", () => undefined);
   }
 
-  static async at(port: number, options: IClientOptions & { filter?: string } = {}): Promise<Tap> {
-    const { filter = "#", ...rest } = options;
-    const client = new Client(() => connect(port, "127.0.0.1"), {
+  static async at(
+    port: number,
+    options: IClientOptions & { filter?: string; tls?: ConnectionOptions } = {},
+  ): Promise<Tap> {
+    const { filter = "#", tls, ...rest } = options;
+    const stream = () => (tls ? connectTls({ host: "localhost", port, ...tls }) : connect(port, "127.0.0.1"));
+    const client = new Client(stream, {
       protocolVersion: 4,
       reconnectPeriod: 0,
       writeCache: false,
@@ -209,6 +225,7 @@ export class Node implements AsyncDisposable {
         this.heard.push({ topic, text: Buffer.from(payload).toString(), retain }),
       alarm: (id, alarm) => this.alarms.push([id, alarm]),
       log: (level, what, fields) => this.logged.push({ level, what, fields }),
+      random: () => 0.1,
       ...more,
     });
     this.running = this.session.part(this.#stop.signal);

@@ -5,7 +5,7 @@ import { openSim } from "../hal/sim/hal.ts";
 import { view, viewBoard } from "../hal/sim/meter.ts";
 import { SimStack } from "../hal/sim/stack.ts";
 
-/** One contract, four drivers, one simulated stack of two boards. `real` is the outlet a driver's first outlet is wired to. */
+/** One contract, five drivers, one simulated stack of two boards. `real` is the outlet a driver's first outlet is wired to. */
 interface Row {
   driver: PowerBus["driver"];
   device: string;
@@ -14,6 +14,8 @@ interface Row {
   silence: "timeout" | "absent";
   /** What a dead bus looks like from this side. */
   dead: "timeout" | "io";
+  /** How a board that does not do as it is told looks: an expander cannot refuse, but its registers are read back. */
+  refusal: "refused" | "bad-reply";
   /** Whether the board has a start policy, a signal line and meters. */
   isFull: boolean;
 }
@@ -24,18 +26,45 @@ const DRIVERS: Row[] = [
     boards: [0, 1],
     silence: "timeout",
     dead: "timeout",
+    refusal: "refused",
     isFull: true,
   },
-  { driver: "pistack-i2c", device: "i2c-1", boards: [0, 1], silence: "absent", dead: "io", isFull: true },
+  {
+    driver: "pistack-i2c",
+    device: "i2c-1",
+    boards: [0, 1],
+    silence: "absent",
+    dead: "io",
+    refusal: "refused",
+    isFull: true,
+  },
   {
     driver: "clusterctrl",
     device: "i2c-clusterctrl",
     boards: [0],
     silence: "absent",
     dead: "io",
+    refusal: "refused",
     isFull: false,
   },
-  { driver: "sim", device: "sim", boards: [0, 1], silence: "timeout", dead: "timeout", isFull: true },
+  {
+    driver: "clusterhat",
+    device: "i2c-clusterhat",
+    boards: [0],
+    silence: "absent",
+    dead: "io",
+    refusal: "bad-reply",
+    isFull: false,
+  },
+  {
+    driver: "sim",
+    device: "sim",
+    boards: [0, 1],
+    silence: "timeout",
+    dead: "timeout",
+    refusal: "refused",
+    isFull: true,
+  },
 ];
 const FULL = DRIVERS.filter((row) => row.isFull);
 const FIRST: OutletId = "0.0";
@@ -124,7 +153,7 @@ test.each(DRIVERS)("$driver: a dead bus is an error, and the bus comes back", as
 
 test.each(DRIVERS)("$driver: a board that refuses is believed, and nothing is switched", async (row) => {
   const { power, stack } = await bench(row, ["error-reply"]);
-  expect(await failure(power.switch(FIRST, "off"))).toBe("refused");
+  expect(await failure(power.switch(FIRST, "off"))).toBe(row.refusal);
   stack.fault("error-reply", false);
   expect((await power.read(FIRST)).supply).toBe("on");
 });

@@ -3,9 +3,12 @@ import { writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Packet } from "mqtt-packet";
+import mqttPacket, { type Packet } from "mqtt-packet";
+import { LinkError } from "../agent/mqtt/connect.ts";
+import { openLink } from "../agent/mqtt/link.ts";
 import {
   aedes,
+  configOf,
   freePort,
   HAS_MOSQUITTO,
   Mosquitto,
@@ -17,6 +20,7 @@ import {
   tcp,
   until,
 } from "./broker.ts";
+import { seeded } from "./fakes.ts";
 
 const STATUS = "fruit/v1/lab/pi1/status";
 const anonymous = ["allow_anonymous true"];
@@ -370,6 +374,79 @@ test("a password file that is gone is told as such", async () => {
   await using node = new Node({ url: url(server), username: "pi1", password_file: "/nowhere/password" });
   await until("it was told", () => node.log("mqtt.down"));
   expect(node.log("mqtt.down")).toContain("mqtt.password_file");
+});
+
+test("what was sent and not acknowledged when the connection broke is sent again, marked", async () => {
+  const events: string[] = [];
+  await using broker = await scripted((packet, say, socket) => {
+    if (packet.cmd === "connect") say({ cmd: "connack", reasonCode: 0, sessionPresent: false });
+    const isEvent = packet.cmd === "publish" && packet.topic.includes("/event/");
+    if (isEvent) events.push(String(packet.payload));
+    if (isEvent && events.length === 1) socket.destroy();
+    else obey(packet, say);
+  });
+  await using node = new Node({ url: url(broker) });
+  await node.online();
+  node.say("event/test", '{"seq":1}');
+  await until("it came again", () => events.length === 2);
+  expect(events).toEqual(['{"seq":1}', '{"seq":1,"buffered":1}']);
+  expect(await node.session.flush(2000)).toBe(true);
+  expect(node.session.stats).toMatchObject({ dropped: 0, buffered: 0 });
+});
+
+test("a broker that lies in any byte neither crashes the node nor keeps it waiting", async () => {
+  const random = seeded(5);
+  const packets: Packet[] = [
+    {
+      cmd: "connack",
+      reasonCode: 0,
+      sessionPresent: false,
+      properties: { receiveMaximum: 5, serverKeepAlive: 9 },
+    },
+    { cmd: "suback", messageId: 1, granted: [1] },
+    {
+      cmd: "publish",
+      topic: "fruit/v1/lab/pi1/cmd/x",
+      payload: "{}",
+      qos: 1,
+      messageId: 7,
+      dup: false,
+      retain: false,
+    },
+    { cmd: "puback", messageId: 2, reasonCode: 0 },
+    { cmd: "pubrec", messageId: 3, reasonCode: 0 },
+    { cmd: "disconnect", reasonCode: 0x8b },
+  ];
+  const honest = packets.map((packet) => mqttPacket.generate(packet, { protocolVersion: 5 }));
+  await using broker = await tcp((socket) => {
+    const bytes = Buffer.concat(honest);
+    for (let changes = random() * 4; changes > 0; changes--)
+      bytes[Math.floor(random() * bytes.length)] = random() * 256;
+    socket.end(bytes.subarray(0, Math.ceil(random() * bytes.length)));
+  });
+  const config = configOf({ url: url(broker), connect_timeout_seconds: 1 });
+  const onMessage = () => undefined;
+  const options = {
+    config,
+    clientId: "fuzz",
+    version: 5,
+    abilities: { qos: 1, retain: true },
+    onMessage,
+  } as const;
+  let connected = 0;
+  for (let round = 0; round < Number(process.env.FRUIT_FUZZ ?? 20_000) / 100; round++) {
+    try {
+      const link = await openLink(options, new AbortController().signal);
+      connected++;
+      await link.subscribe([{ filter: "fruit/v1/lab/pi1/cmd/+", wantsRetained: false }]).catch(() => []);
+      link.send({ topic: "t", payload: "{}", qos: 1, retain: false, class: "event" }, () => undefined);
+      link.destroy();
+      await link.closed;
+    } catch (error) {
+      expect(error).toBeInstanceOf(LinkError);
+    }
+  }
+  expect(connected).toBeGreaterThan(0);
 });
 
 test("a slow broker that acknowledges nothing does not hold up the stop", async () => {

@@ -126,6 +126,7 @@ export async function until<T>(
 
 /** A running agent of its own process. */
 export interface Agent extends AsyncDisposable {
+  pid: number;
   folder: string;
   socket: string;
   config: string;
@@ -158,6 +159,7 @@ export async function startAgent(
     for await (const chunk of child.stderr.pipeThrough(new TextDecoderStream())) log += chunk;
   })();
   const agent: Agent = {
+    pid: child.pid,
     folder,
     socket,
     config,

@@ -1,6 +1,6 @@
 /** A rack that remembers what it was told and checks it, and a power service on it whose hours pass in milliseconds. */
-import { jest } from "bun:test";
-import { mkdtempSync } from "node:fs";
+import { jest, onTestFinished } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as v from "valibot";
@@ -47,7 +47,11 @@ export class Rack implements PowerController {
   /** The board takes the command and nothing happens. */
   stuck = new Set<OutletId>();
   failing: HalError | undefined;
+  /** The boards answer, and do not say whether outlets are on. */
+  mute = false;
+  /** The board sees no heartbeat line, or measures nothing. */
   blind = new Set<OutletId>();
+  unmeasured = new Set<OutletId>();
   readonly #pis = new Map<OutletId, Pi>();
   #isBusy = false;
 
@@ -85,6 +89,7 @@ export class Rack implements PowerController {
     await this.#wire(`read ${id}`);
     const { supply, since, haltingAt } = this.#pi(id);
     const now = performance.now();
+    if (this.mute) return { supply: "unknown" };
     if (supply === "off") return { supply, heartbeat: false, volts: 0, amperes: 0, watts: 0 };
     const isHalted = haltingAt !== undefined && now >= haltingAt + HALT_MS;
     const amperes = isHalted ? 0.05 : 0.6;
@@ -92,9 +97,7 @@ export class Rack implements PowerController {
     return {
       supply,
       ...(this.blind.has(id) ? {} : { heartbeat }),
-      volts: 5,
-      amperes,
-      watts: 5 * amperes,
+      ...(this.unmeasured.has(id) ? {} : { volts: 5, amperes, watts: 5 * amperes }),
     };
   }
 
@@ -220,7 +223,10 @@ interface From {
 export function powerConfig(power: Record<string, unknown> = {}, boards = 1): Config["power"] {
   return parseConfig("test", {
     site: "here",
-    power: { buses: [{ driver: "sim", boards: Array.from({ length: boards }, (_, i) => i) }], ...power },
+    power: {
+      buses: boards > 0 ? [{ driver: "sim", boards: Array.from({ length: boards }, (_, i) => i) }] : [],
+      ...power,
+    },
   }).power;
 }
 
@@ -233,6 +239,7 @@ export function bench(
   const boards = new Set(all.flatMap(({ outlets }) => outlets.map((id) => id.split(".")[0])));
   const config = powerConfig(options.power, boards.size);
   const dir = options.dir ?? mkdtempSync(join(tmpdir(), "fruit-power-"));
+  onTestFinished(() => rmSync(dir, { recursive: true, force: true }));
   const store = new WaitedStore(dir, () => undefined);
   const stop = new AbortController();
   const events: Record<string, unknown>[] = [];
@@ -297,13 +304,14 @@ export function bench(
       isOver = true;
     });
     ended.catch(() => undefined);
+    await settle();
     for (let ms = 0; !isOver; ms += 10) {
       if (ms > 3_600_000) throw new Error("it does not end within an hour");
       await pass(10);
     }
     return ended;
   };
-  let running: Promise<void> | undefined;
+  let running = Promise.resolve();
   return {
     service,
     config,
@@ -322,7 +330,7 @@ export function bench(
     },
     stop: async () => {
       stop.abort();
-      if (running) await finish(running);
+      await finish(running);
       await settle();
     },
   };

@@ -138,26 +138,6 @@ test("a file and its detached signature are verified on the command line", async
   expect((await fruit([...args, "--namespace", "file", file])).exit).toBe(EXIT.unauthorised);
 });
 
-test.each([
-  [["sign", "cmd"], "expected VERB"],
-  [["sign", "cmd", "identify", "--node", "pi1", "--key", alice.file], "--site is missing"],
-  [
-    ["sign", "cmd", "identify", "[1]", "--site", "lab", "--node", "pi1", "--key", alice.file],
-    "the arguments are a JSON object",
-  ],
-  [[...SIGN, "--for", "soon"], '--for: "soon" is not a duration'],
-  [[...SIGN, "--id", "a b"], "id: "],
-  [[...SIGN.slice(0, -1), join(dir, "nokey")], "the key cannot be read"],
-  [["verify"], "--signers is missing"],
-  [["verify", "--signers", join(dir, "nofile")], "ENOENT"],
-  [["verify", "--signers", SIGNERS, "--namespace", "file"], "--namespace goes with --signature"],
-])("%p is a usage error that says what is missing", async (args, message) => {
-  const answer = await fruit(args);
-  expect(answer.exit).toBe(EXIT.usage);
-  expect(answer.err).toContain(message);
-  expect(answer.out).toBe("");
-});
-
 test("the audit log is shown and checked without the agent, where its configuration says it is", async () => {
   const data = join(dir, "data");
   const config = join(dir, "node.json");
@@ -220,11 +200,21 @@ test("the audit log is shown and checked without the agent, where its configurat
 });
 
 test.each([
-  [["audit", "tail", "-n", "0"], '-n: "0" is not a number of lines'],
-  [["audit", "tail", "-n", "many"], '-n: "many" is not a number of lines'],
-  [["audit", "verify", "--head", "7"], '--head: "7" is not SEQ:SHA256'],
-])("%p is a usage error", async (args, message) => {
+  ["expected VERB", ["sign", "cmd"]],
+  ["--site is missing", ["sign", "cmd", "identify", "--node", "pi1", "--key", alice.file]],
+  ["the arguments are a JSON object", ["sign", "cmd", "identify", "[1]", ...SIGN.slice(4)]],
+  ['--for: "soon" is not a duration', [...SIGN, "--for", "soon"]],
+  ["id: ", [...SIGN, "--id", "a b"]],
+  ["the key cannot be read", [...SIGN.slice(0, -1), join(dir, "nokey")]],
+  ["--signers is missing", ["verify"]],
+  ["ENOENT", ["verify", "--signers", join(dir, "nofile")]],
+  ["--namespace goes with --signature", ["verify", "--signers", SIGNERS, "--namespace", "file"]],
+  ['-n: "0" is not a number of lines', ["audit", "tail", "-n", "0"]],
+  ['-n: "many" is not a number of lines', ["audit", "tail", "-n", "many"]],
+  ['--head: "7" is not SEQ:SHA256', ["audit", "verify", "--head", "7"]],
+])("wrong words are a usage error that says: %s", async (message, args) => {
   const answer = await fruit(args);
   expect(answer.exit).toBe(EXIT.usage);
   expect(answer.err).toContain(message);
+  expect(answer.out).toBe("");
 });

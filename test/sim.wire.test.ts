@@ -176,7 +176,7 @@ test("whatever is said on the wire, boards answer sound frames or nothing, and o
   }
 });
 
-test.each(["i2c-1", "i2c-clusterctrl"])(
+test.each(["i2c-1", "i2c-clusterctrl", "i2c-clusterhat"])(
   "whatever is written to %s, it answers as many bytes as were asked",
   async (name) => {
     const { stack } = makeStack({ boards: [0, 1] });

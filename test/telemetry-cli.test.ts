@@ -72,6 +72,6 @@ describe("telemetry once", () => {
     { args: ["--nonsense"], why: "nonsense" },
     { args: ["twice"], why: "twice" },
   ])("refuses $args and says why", async ({ args, why }) => {
-    await expect(once(args)).rejects.toThrow(why);
+    await expect(once([...args])).rejects.toThrow(why);
   });
 });

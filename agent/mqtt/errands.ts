@@ -32,7 +32,9 @@ export async function tryBroker({ config, site, node }: Place, say: Say, signal:
   let link: Link;
   let step = "resolve";
   try {
-    const { address } = await lookup(host);
+    const { address } = await lookup(host).catch((cause: Error) => {
+      throw new Error(`${host}: ${cause.message}`, { cause });
+    });
     say(step, true, host === address ? host : `${host} is ${address}`);
     step = isTls ? "tls" : "tcp";
     const stream = await openStream(config, config.connect_timeout_seconds * 1000, signal);
@@ -64,12 +66,13 @@ async function tryTopics(
 ): Promise<Exit> {
   const echo = async (topic: string) => {
     const mark = randomBytes(8).toString("hex");
-    const refused = await link.subscribe([{ filter: topic, wantsRetained: false }]);
+    const refused = await link.subscribe([{ filter: topic, wantsRetained: false, wantsOwn: true }]);
     if (refused.length > 0) return { isBack: false, why: "the subscription was refused" };
     const problem = await sent(link, topic, mark, false);
+    if (problem) return { isBack: false, why: problem.message };
     const until = performance.now() + ECHO_MS;
     while (!echoes.has(`${topic} ${mark}`) && performance.now() < until) await sleep(20);
-    return { isBack: echoes.has(`${topic} ${mark}`), why: problem?.message ?? "it did not come back" };
+    return { isBack: echoes.has(`${topic} ${mark}`), why: "it did not come back" };
   };
   const own = `${ROOT}/${site}/${node}/test/main`;
   const mine = await echo(own);

@@ -201,9 +201,9 @@ export class Link {
   async subscribe(subscriptions: readonly Subscription[]): Promise<string[]> {
     if (subscriptions.length === 0) return [];
     const map = Object.fromEntries(
-      subscriptions.map(({ filter, wantsRetained }) => [
+      subscriptions.map(({ filter, wantsRetained, wantsOwn = false }) => [
         filter,
-        { qos: 1 as const, nl: true, rap: true, rh: wantsRetained ? 0 : 2 },
+        { qos: 1 as const, nl: !wantsOwn, rap: true, rh: wantsRetained ? 0 : 2 },
       ]),
     );
     const timer = setTimeout(() => this.#stream.destroy(new Error("no answer to SUBSCRIBE")), this.#limitMs);
@@ -215,10 +215,8 @@ export class Link {
     return subscriptions.filter((_, at) => (granted[at] ?? 0x80) >= 0x80).map(({ filter }) => filter);
   }
 
-  /** Says DISCONNECT, so that the will does not fire, and closes; after `limitMs` at the latest. */
+  /** Says DISCONNECT, so that the will does not fire, and closes; hangs up when that takes longer than `limitMs`. */
   async close(limitMs: number): Promise<void> {
-    // mqtt.js would wait for what is unacknowledged; the will says "offline" as well.
-    if (this.#inFlight > 0) return this.destroy();
     this.#client.end(false, this.version === 5 ? { properties: { sessionExpiryInterval: 0 } } : {});
     const timer = setTimeout(() => this.destroy(), limitMs);
     await this.closed;
@@ -253,6 +251,7 @@ export class Link {
       let cause: LinkError | undefined;
       this.#client.on("disconnect", ({ reasonCode }) => {
         cause ??= new LinkError("closed", `closed by the broker: ${reason(reasonCode)}`, reasonCode);
+        this.#stream.destroy();
       });
       const fail = (error: Error) => {
         cause ??= causeOf(error);

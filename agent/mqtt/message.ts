@@ -30,6 +30,8 @@ export interface Subscription {
   filter: string;
   /** Send what is stored, too: wanted for other nodes' status, never for commands. 3.1.1 always sends it. */
   wantsRetained: boolean;
+  /** Send what this client published itself, too. */
+  wantsOwn?: boolean;
 }
 
 /** How many bytes a message takes, as UTF-8. */

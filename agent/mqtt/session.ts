@@ -35,6 +35,8 @@ export interface SessionOptions {
   onMessage(incoming: Incoming): void;
   alarm: RaiseAlarm;
   log: Log;
+  /** Jitter; replaced in tests only. */
+  random?: () => number;
 }
 
 /** Figures for `tele/agent`. */
@@ -94,7 +96,7 @@ class Standing {
       maxMs: options.config.backoff_max_seconds * 1000,
       version: options.config.version === 3 ? 4 : 5,
       now,
-      random: Math.random,
+      random: options.random ?? Math.random,
     });
   }
 

@@ -56,7 +56,9 @@ function switching(verb: SwitchVerb): CliVerb["run"] {
       { outlets: needed(positionals), wait: !values["no-wait"], ...args },
       {
         ...present({ reason: values.reason }),
-        onProgress: ({ message }) => message !== undefined && say(message),
+        onProgress: ({ state, message }) => {
+          if (state === "running" && message !== undefined) say(message);
+        },
         timeoutMs: ANSWER_MS + ((off_time_seconds ?? 0) + (timeout_seconds ?? 0)) * 1000,
       },
     );

@@ -1,6 +1,7 @@
 import type { Supply } from "../../hal/ports.ts";
 import type { HOSTS } from "../messages.ts";
 
+/** What the Pi behind an outlet is doing, as far as anybody can tell. */
 export type Host = (typeof HOSTS)[number];
 
 /** What is known of the Pi behind an outlet. A fact that cannot be known is absent, never false. */

@@ -30,6 +30,7 @@ export function poll(stack: Stack, options: PowerOptions): Part {
   return async (signal) => {
     const returns = new Map<number, Promise<void>>();
     const round = new Round(stack, options, returns, signal);
+    const stopped = new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
     stack.locks.publishAll();
     let nextTele = performance.now();
     // Nodes that were switched on together shall not stay in step.
@@ -37,7 +38,11 @@ export function poll(stack: Stack, options: PowerOptions): Part {
     while (!signal.aborted) {
       const isTele = teleSeconds > 0 && performance.now() >= nextTele;
       if (isTele) nextTele = performance.now() + teleSeconds * 1000;
-      await Promise.all(stack.buses.map((bus, index) => round.bus(bus, index, isTele)));
+      // A board that does not answer takes seconds to give up on: the agent need not wait for it to stop.
+      await Promise.race([
+        Promise.all(stack.buses.map((bus, index) => round.bus(bus, index, isTele))),
+        stopped,
+      ]);
       await stack.locks.expire().catch((error) => log("error", "lock.not-kept", { error: String(error) }));
       await sleep(pauseMs, undefined, { signal }).catch(() => undefined);
       pauseMs = config.poll_seconds * 1000;
@@ -147,8 +152,8 @@ class Round {
 
   /** Finds out why a supply is not as it was: our own command that ended late, or somebody else. */
   async #explain(outlet: Outlet): Promise<void> {
-    const { supply, memory, busy } = outlet;
-    if (busy || supply === "unknown" || supply === memory.supply) return;
+    const { supply, memory } = outlet;
+    if (supply === "unknown" || supply === memory.supply) return;
     const { means } = this.#stack;
     const now = means.now();
     const { intent } = memory;
@@ -156,6 +161,8 @@ class Round {
       outlet.explain(supply, intent, intent.at);
     } else if (memory.supply === undefined) {
       outlet.explain(supply, { cause: "unknown" });
+      // Seen for the first time while it is on its way somewhere else.
+      if (intent) memory.intent = intent;
     } else {
       outlet.explain(supply, { cause: "external" }, now);
       means.tell("power.external", {

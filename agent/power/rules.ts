@@ -21,6 +21,7 @@ const HOUR_MS = 3_600_000;
 
 /** Verbs that change a supply or what runs on it. */
 export const SWITCH_VERBS = ["on", "off", "cycle", "reset", "shutdown"] as const;
+/** One of them. */
 export type SwitchVerb = (typeof SWITCH_VERBS)[number];
 
 /** What is asked for one outlet, after defaults. */

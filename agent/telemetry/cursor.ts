@@ -79,7 +79,6 @@ export class Cursor {
       const point = ++this.#at;
       value = this.#digits(value) / 10 ** (this.#at - point);
     }
-    if (!Number.isFinite(value)) return undefined;
     return isNegative ? -value : value;
   }
 

@@ -62,6 +62,7 @@ export function createSampler(
 function publishable(found: { instance: string; values: Record<string, number | undefined> }): Sample[] {
   const kept: Record<string, number> = {};
   for (const [key, value] of Object.entries(found.values)) {
+    // Absurdly long numbers and what was computed with them.
     if (value === undefined || !Number.isFinite(value)) continue;
     if (value < 0 && !SIGNED.has(key)) continue;
     // Microseconds and parts per million are finer than any source; more digits only fill messages.

@@ -6,7 +6,7 @@
 import type { I2cDevice } from "./i2c.ts";
 import type { SimStack } from "./stack.ts";
 
-/** Where every ClusterCTRL answers. */
+/** Where every ClusterCTRL and every Cluster HAT answers. */
 export const CLUSTER_ADDRESS = 0x20;
 
 const REGISTER = { order: 0x02, data1: 0x0b, data0: 0x0c, command: 0x0d, status: 0x0e };

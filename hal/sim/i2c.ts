@@ -1,6 +1,6 @@
 /**
- * A simulated I²C bus. One whose name contains "clusterctrl" has a ClusterCTRL at 0x20 (`cluster.ts`); any other has the
- * stack's boards, board n at `I2C_BASE` + n, with the register map of `pistack.ts`. Exchanges take no time: a block of
+ * A simulated I²C bus. One whose name contains "clusterctrl" has a ClusterCTRL at 0x20 (`cluster.ts`), "clusterhat" a
+ * Cluster HAT there (`expander.ts`); any other has the stack's boards, board n at `I2C_BASE` + n, with the register map of `pistack.ts`. Exchanges take no time: a block of
  * ten bytes is a millisecond at 100 kHz. Stray bytes do not exist here: the master clocks every byte.
  */
 import {
@@ -18,6 +18,7 @@ import {
 } from "../pistack.ts";
 import { HalError, type I2cLink } from "../ports.ts";
 import { CLUSTER_ADDRESS, ClusterDevice } from "./cluster.ts";
+import { ExpanderDevice } from "./expander.ts";
 import type { FaultName } from "./faults.ts";
 import { act, ERRORS } from "./firmware.ts";
 import { measure, view } from "./meter.ts";
@@ -47,6 +48,7 @@ export class I2cBus implements I2cLink {
     this.#stack = stack;
     this.#name = name;
     if (name.includes("clusterctrl")) this.#devices.set(CLUSTER_ADDRESS, new ClusterDevice(stack));
+    else if (name.includes("clusterhat")) this.#devices.set(CLUSTER_ADDRESS, new ExpanderDevice(stack));
     else
       for (const board of stack.boards) this.#devices.set(I2C_BASE + board, new PistackDevice(stack, board));
   }

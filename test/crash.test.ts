@@ -1,0 +1,248 @@
+/** Sudden death: whatever moment it comes at, power stays as it is and no accepted command is lost or done twice. */
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { aedes, HAS_MOSQUITTO, Mosquitto, NEEDS_MOSQUITTO, obey, scripted } from "./broker.ts";
+import { askSocket, Boards, journalOf, Person, payload, sealed, signers } from "./doors.ts";
+import { type Agent, scratch, startAgent, until } from "./node.ts";
+
+setDefaultTimeout(20_000);
+
+let broker: Awaited<ReturnType<typeof aedes>>;
+let people: Awaited<ReturnType<typeof signers>>;
+const folder = scratch();
+
+beforeAll(async () => {
+  broker = await aedes();
+  people = await signers(folder.path, { alice: "roles=read,power outlets=*" });
+});
+afterAll(async () => {
+  await broker[Symbol.asyncDispose]();
+  folder[Symbol.dispose]();
+});
+
+function mkdir(name: string): string {
+  const path = join(folder.path, name);
+  mkdirSync(path);
+  return path;
+}
+
+/** Tells an agent to stop, and fails when that takes far more than the two seconds it is given. */
+async function stop(agent: Agent): Promise<number> {
+  const startedAt = performance.now();
+  agent.kill("SIGTERM");
+  const exit = await agent.exited;
+  expect(performance.now() - startedAt).toBeLessThan(5000);
+  return exit;
+}
+
+/** A node of its own with its boards, and somebody who talks to it. */
+async function place(node: string, port = broker.port, version: 4 | 5 = 4) {
+  const own = mkdir(node);
+  const boards = await Boards.serve(own, { wireTime: true });
+  const person = await Person.at(port, { version, node });
+  const start = () =>
+    startAgent(own, {
+      node,
+      power: boards.power,
+      mqtt: { url: `mqtt://127.0.0.1:${port}`, backoff_max_seconds: 1 },
+      commands: { allowed_signers: people.file },
+    });
+  return { boards, person, start };
+}
+
+/** How often something was said since something else was. */
+const since = (said: readonly string[], mark: string, what: string) =>
+  said.includes(mark) ? said.slice(said.indexOf(mark)).filter((one) => one === what).length : 0;
+
+/** A cycle by force asks nobody and is at its end sooner. */
+const FORCED = { force: true };
+
+test.concurrent.each<{
+  moment: string;
+  node: string;
+  args?: typeof FORCED;
+  isNow: (said: readonly string[]) => boolean;
+}>([
+  { moment: "its Pi is asked to shut down", node: "asked", isNow: (said) => said.at(-1) === "signal 0.0" },
+  {
+    moment: "its Pi shuts down",
+    node: "stopping",
+    isNow: (said) => since(said, "signal 0.0", "powered 0.0") === 3,
+  },
+  { moment: "its supply is cut", node: "cut", isNow: (said) => said.at(-1) === "forceOff 0.0" },
+  {
+    moment: "it is off",
+    node: "off",
+    args: FORCED,
+    isNow: (said) => since(said, "forceOff 0.0", "powered 0.0") === 2,
+  },
+  {
+    moment: "its supply is switched on",
+    node: "on",
+    args: FORCED,
+    isNow: (said) => said.at(-1) === "on 0.0",
+  },
+  {
+    moment: "it is read back",
+    node: "back",
+    args: FORCED,
+    isNow: (said) => since(said, "on 0.0", "powered 0.0") === 1,
+  },
+])(
+  "an agent killed in a power.cycle when $moment leaves power alone and owns up",
+  async ({ node, args, isNow }) => {
+    const { boards, person, start } = await place(node);
+    using _boards = boards;
+    await using _person = person;
+    const first = await start();
+    await person.status("online");
+    await boards.looked();
+    const envelope = await sealed(
+      people.keys.alice,
+      node,
+      "power.cycle",
+      { outlets: ["0.0"], ...args },
+      { node, reason: "hung in U-Boot" },
+    );
+    boards.onRequest = () => {
+      if (isNow(boards.said)) first.kill("SIGKILL");
+    };
+    await person.say("cmd/power.cycle", envelope);
+    await first.exited;
+    boards.onRequest = () => undefined;
+    // The board has heard what was on the wire when the agent died, and does it.
+    const atDeath = { supplies: boards.supplies, switched: [...boards.switched] };
+    expect(journalOf(first, node).accepted).toMatchObject({ verb: "power.cycle", who: "key:alice" });
+    expect(journalOf(first, node).finished).toBeUndefined();
+
+    await using second = await start();
+    await boards.looked(2);
+    expect(boards.switched).toEqual(atDeath.switched);
+    expect(boards.supplies).toBe(atDeath.supplies);
+
+    const interrupted = { state: "unconfirmed", code: "restarted", by: "key:alice" };
+    expect(await person.final(`fruit/v1/lab/${node}/res/${node}`)).toMatchObject(interrupted);
+    const [job] = await askSocket(second.socket, "job.get", { id: node }).then((all) => all.slice(-1));
+    expect(job?.result).toMatchObject({ jobs: [{ id: node, verb: "power.cycle", ...interrupted }] });
+    expect(await second.cli("audit", "verify")).toMatchObject({ exit: 0 });
+
+    const seen = person.tap.heard.length;
+    await person.say("cmd/power.cycle", envelope);
+    expect(await person.final(`fruit/v1/lab/${node}/res/${node}`, seen)).toMatchObject({
+      state: "refused",
+      code: "duplicate",
+    });
+    expect(boards.switched).toEqual(atDeath.switched);
+  },
+);
+
+test.concurrent("an agent killed as soon as it has accepted a command owns up to it", async () => {
+  const { boards, person, start } = await place("accepted");
+  using _boards = boards;
+  await using _person = person;
+  const first = await start();
+  await person.status("online");
+  person.tap.client.on("message", (topic) => {
+    if (topic.endsWith("/res/now")) first.kill("SIGKILL");
+  });
+  await person.say(
+    "cmd/power.off",
+    await sealed(people.keys.alice, "now", "power.off", { outlets: ["0.1"] }, { node: "accepted" }),
+  );
+  await first.exited;
+  const { supplies } = boards;
+  person.tap.client.removeAllListeners("message");
+  await using second = await start();
+  await boards.looked();
+  expect(boards.supplies).toBe(supplies);
+  expect(journalOf(second, "now").finished).toMatchObject({ state: "unconfirmed", code: "restarted" });
+});
+
+test.concurrent.skipIf(!HAS_MOSQUITTO)(
+  `what was sent while no agent ran is not done when one comes ${NEEDS_MOSQUITTO}`,
+  async () => {
+    await using mosquitto = await Mosquitto.start(["allow_anonymous true"]);
+    const { boards, person, start } = await place("away", mosquitto.port, 5);
+    using _boards = boards;
+    await using _person = person;
+    const first = await start();
+    await person.status("online");
+    first.kill("SIGKILL");
+    await first.exited;
+    // Mosquitto keeps the session for the seconds that it holds the will back, and queues for it.
+    for (let n = 0; n < 50; n++) {
+      const body = payload(`late${n}`, "power.identify", { outlets: ["0.0"] }, { node: "away" });
+      await person.say("cmd/power.identify", JSON.stringify(body));
+    }
+    await using second = await start();
+    await person.status("online");
+    const [last] = await askSocket(second.socket, "power.status").then((all) => all.slice(-1));
+    expect(last?.state).toBe("done");
+    await boards.looked();
+    expect(boards.said).not.toContain("ledsOn 0");
+    expect(person.tap.heard.filter(({ topic }) => topic.includes("/res/late"))).toEqual([]);
+  },
+);
+
+test.concurrent("SIGTERM ends a command as unconfirmed, says offline, and leaves power as it is", async () => {
+  const { boards, person, start } = await place("term");
+  using _boards = boards;
+  await using _person = person;
+  const agent = await start();
+  await person.status("online");
+  boards.stack.fault("hang", true, "0.0");
+  const body = await sealed(
+    people.keys.alice,
+    "stopped",
+    "power.off",
+    { outlets: ["0.0"] },
+    { node: "term" },
+  );
+  await person.say("cmd/power.off", body);
+  await until("the Pi was asked to shut down", () => boards.switched.includes("signal 0.0"));
+  const asked = agent.cli("power", "off", "0.1", "--reason", "test");
+  await until("both were asked", () => boards.switched.includes("signal 0.1"));
+  const { supplies } = boards;
+  expect(await stop(agent)).toBe(0);
+  expect(await person.final("fruit/v1/lab/term/res/stopped")).toMatchObject({
+    state: "unconfirmed",
+    code: "stopping",
+  });
+  await person.status("offline");
+  // Whoever asked by the socket is told the same, with the exit code that means it.
+  const { exit, err } = await asked;
+  expect({ exit, err }).toEqual({ exit: 5, err: expect.stringContaining("the agent stopped during off") });
+  expect(boards.supplies).toBe(supplies);
+  expect(boards.switched).toEqual(["signal 0.0", "signal 0.1"]);
+
+  await using again = await start();
+  await boards.looked();
+  expect(again.log()).not.toContain("command.interrupted");
+  expect(boards.supplies).toBe(supplies);
+});
+
+test.concurrent("SIGTERM is obeyed within seconds when the broker has stopped answering", async () => {
+  await using mute = await scripted((packet, say) => {
+    if (packet.cmd === "connect") say({ cmd: "connack", reasonCode: 0, sessionPresent: false });
+    if (packet.cmd === "subscribe") obey(packet, say);
+  });
+  const agent = await startAgent(mkdir("mute"), { mqtt: { url: `mqtt://127.0.0.1:${mute.port}` } });
+  await until("it says something", () => mute.heard.some(({ cmd }) => cmd === "publish"));
+  expect(await stop(agent)).toBe(0);
+});
+
+test.concurrent.each<{ when: string; node: string; requests: number }>([
+  { when: "has just begun to ask", node: "dead", requests: 0 },
+  { when: "is in the middle of a round", node: "dead-round", requests: 5 },
+])(
+  "SIGTERM is obeyed within seconds when nobody on the bus answers and the agent $when",
+  async ({ node, requests }) => {
+    const own = mkdir(node);
+    using boards = await Boards.serve(own, { boards: [0, 1, 2, 3], wireTime: true });
+    boards.stack.fault("dead-bus", true);
+    const agent = await startAgent(own, { power: boards.power });
+    await until("it asks", () => boards.said.length >= requests);
+    expect(await stop(agent)).toBe(0);
+  },
+);

@@ -1,0 +1,116 @@
+/** The demo as a stranger meets it, and every message on its broker held against the printed contract. */
+import { expect, test } from "bun:test";
+import { join } from "node:path";
+import Ajv from "ajv/dist/2020";
+import { freePort, Tap } from "./broker.ts";
+import { FRUIT, fruit, scratch, until } from "./node.ts";
+
+const NODES = ["pi10000100", "pi10010235", "pi1002036a"] as const;
+const [CONTROLLER, , VICTIM] = NODES;
+
+/** The schema's name for a topic, or undefined for a topic that is not in the contract. */
+function kindOf(names: string[], topic: string): string | undefined {
+  const path = topic.split("/").slice(4);
+  return names.find((name) => {
+    const levels = name.split("/");
+    const hasInstance = !["status", "info"].includes(name);
+    return (
+      path.length === levels.length + (hasInstance ? 1 : 0) && levels.every((level, at) => level === path[at])
+    );
+  });
+}
+
+test("the demo's commands work as printed, its nodes come and go with their power, and every message keeps the contract", async () => {
+  using folder = scratch();
+  const port = await freePort();
+  const state = join(folder.path, "demo");
+  const demo = Bun.spawn(
+    [...FRUIT.command, "demo", "--nodes", "3", "--mqtt-port", String(port), "--state", state],
+    {
+      env: { PATH: process.env.PATH ?? "", ...FRUIT.env },
+      stdout: "pipe",
+      stderr: "inherit",
+    },
+  );
+  let said = "";
+  const reading = (async () => {
+    for await (const chunk of demo.stdout.pipeThrough(new TextDecoderStream())) said += chunk;
+  })();
+  await until("the introduction", () => said.includes("Ctrl-C ends it"));
+  await using tap = await Tap.at(port);
+  const status = (node: string) => tap.texts(`fruit/v1/demo/${node}/status`).at(-1);
+  await until("all nodes online", () => NODES.every((node) => status(node) === "online"));
+
+  const run = (line: string) => {
+    const [program = "", ...words] =
+      line
+        .trim()
+        .match(/"[^"]*"|\S+/g)
+        ?.map((word) => word.replaceAll('"', "")) ?? [];
+    return fruit(words, { executable: { ...FRUIT, command: [program] } });
+  };
+  const printed = said.split("\n").filter((line) => line.startsWith(`  ${state}/fruit `));
+  const line = (words: string) =>
+    printed.find((text) => text.includes(words)) ?? `nothing printed with "${words}"`;
+
+  const before = await run(line("power status"));
+  expect(before.out).toContain("rack1-c");
+  const cycled = run(line("hung in U-Boot"));
+  await until("the node is off the air", () => status(VICTIM) === "offline", 30_000);
+  await until("the node is back", () => status(VICTIM) === "online", 30_000);
+  expect(await cycled).toMatchObject({ exit: 0 });
+  expect((await run(line("lock 1.0"))).exit).toBe(0);
+  expect(await run(line("power off 0.0"))).toMatchObject({ exit: 4, out: "" });
+  const remote = await run(line("--broker").replace("power cycle", "power off"));
+  expect(remote).toMatchObject({ exit: 3 });
+  expect(remote.err).toContain("(kernel test)");
+  const audit = await run(line("audit verify"));
+  expect(audit.out).toContain("the chain holds");
+
+  demo.kill("SIGINT");
+  expect(await demo.exited).toBe(0);
+  await reading;
+  expect(said).toContain(`${CONTROLLER} online`);
+
+  const schema = JSON.parse((await fruit(["mqtt", "schema", "--jsonschema"])).out);
+  const ajv = new Ajv({ strict: false });
+  ajv.addFormat("date-time", (text: string) => !Number.isNaN(Date.parse(text)));
+  ajv.addSchema(schema);
+  const names = Object.keys(schema.$defs);
+  const kinds = new Set<string>();
+  for (const { topic, text } of tap.heard.filter(
+    (message) => message.topic.startsWith("fruit/") && message.text !== "",
+  )) {
+    if (topic.split("/")[3] === "reply" || topic.split("/")[4] === "cmd") continue;
+    const kind = kindOf(names, topic);
+    expect(kind ?? `${topic} is not in the contract`).toBe(kind as string);
+    kinds.add(kind as string);
+    const validate = ajv.getSchema(`urn:fruit:v1#/$defs/${(kind as string).replaceAll("/", "~1")}`);
+    const document = kind === "status" ? text : JSON.parse(text);
+    const isValid = validate?.(document);
+    expect({ topic, text, errors: isValid ? [] : validate?.errors }).toEqual({ topic, text, errors: [] });
+    // The contract lets consumers meet new keys; what is said today is all in it.
+    const known = Object.keys(schema.$defs[kind as string].properties ?? {});
+    if (kind !== "event" && typeof document === "object")
+      expect(known).toEqual(expect.arrayContaining(Object.keys(document)));
+  }
+  expect([...kinds]).toEqual(
+    expect.arrayContaining([
+      "status",
+      "info",
+      "tele/thermal",
+      "tele/power",
+      "state/outlet",
+      "state/lock",
+      "state/audit",
+      "event",
+      "res",
+    ]),
+  );
+}, 120_000);
+
+test("--for ends the demo with exit 0", async () => {
+  const { exit, out } = await fruit(["demo", "--nodes", "1", "--for", "2"]);
+  expect(exit).toBe(0);
+  expect(out).toContain("demo: over");
+}, 30_000);

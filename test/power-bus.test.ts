@@ -1,0 +1,96 @@
+import { afterEach, beforeEach, expect, jest, test } from "bun:test";
+import { Bus } from "../agent/power/bus.ts";
+import { HalError, type PowerController } from "../hal/ports.ts";
+import { Rack } from "./rack.ts";
+
+beforeEach(() => {
+  jest.useFakeTimers();
+});
+afterEach(() => {
+  jest.useRealTimers();
+});
+
+const LONG_MS = 10_000;
+
+/** Operations that end when told to, in the order in which they began. */
+function hands() {
+  const begun: string[] = [];
+  const ends = new Map<string, () => void>();
+  const operation = (name: string) => (_: PowerController) =>
+    new Promise<string>((resolve) => {
+      begun.push(name);
+      ends.set(name, () => resolve(name));
+    });
+  return { begun, operation, end: (name: string) => ends.get(name)?.() };
+}
+
+async function settle() {
+  for (let turns = 0; turns < 20; turns++) await Promise.resolve();
+}
+
+test("one operation at a time, lines in turn, an emergency first", async () => {
+  const bus = new Bus("bus 0", new Rack(2));
+  const { begun, operation, end } = hands();
+  const asked = ["a1", "a2", "a3", "b1", "b2", "c1"];
+  const all = asked.map((name) => bus.do(name[0] ?? "", "read", operation(name)));
+  const urgent = bus.do("c", "switch off", operation("URGENT"), { urgent: true });
+  await settle();
+  expect(begun).toEqual(["a1"]);
+  for (let ended = 0; ended < 7; ended++) {
+    end(begun.at(-1) ?? "");
+    await settle();
+  }
+  expect(begun).toEqual(["a1", "URGENT", "a2", "b1", "c1", "a3", "b2"]);
+  expect(await Promise.all(all)).toEqual(asked);
+  expect(await urgent).toBe("URGENT");
+});
+
+test("no more wait than fit, and an emergency still does", async () => {
+  const bus = new Bus("bus 0", new Rack(1), 3);
+  const { begun, operation, end } = hands();
+  const all = ["a1", "a2", "a3", "a4"].map((name) => bus.do("a", "read", operation(name)));
+  await settle();
+  expect(bus.waiting).toBe(3);
+  await expect(bus.do("b", "read", operation("b1"))).rejects.toMatchObject({ code: "busy" });
+  const urgent = bus.do("b", "switch off", operation("URGENT"), { urgent: true });
+  end("a1");
+  await settle();
+  expect(begun).toEqual(["a1", "URGENT"]);
+  for (const name of ["URGENT", "a2", "a3", "a4"]) {
+    end(name);
+    await settle();
+  }
+  await Promise.all([...all, urgent]);
+});
+
+test("an operation that fails is its asker's matter only", async () => {
+  const bus = new Bus("bus 0", new Rack(1));
+  const failing = bus.do("a", "read", () => Promise.reject(new HalError("timeout", "board 0: silent")));
+  const good = bus.do("a", "read", async () => 5);
+  await expect(failing).rejects.toThrow("board 0: silent");
+  expect(await good).toBe(5);
+});
+
+test("an operation that hangs is named, nobody overtakes it on the wire, and the bus recovers when it ends", async () => {
+  const bus = new Bus("bus 0 (scripted)", new Rack(1));
+  const { begun, operation, end } = hands();
+  const hanging = bus.do("0.1", "read", operation("hangs"));
+  const waiting = bus.do("0.0", "read", operation("waits"));
+  const outcomes = Promise.allSettled([hanging, waiting]);
+  await settle();
+  jest.advanceTimersByTime(LONG_MS);
+  await settle();
+  for (const outcome of await outcomes)
+    expect(outcome).toMatchObject({
+      status: "rejected",
+      reason: { code: "timeout", message: 'bus 0 (scripted): "read 0.1" does not end and holds the bus' },
+    });
+  await expect(bus.do("0.0", "read", operation("later"))).rejects.toMatchObject({ code: "timeout" });
+  expect(begun).toEqual(["hangs"]);
+  end("hangs");
+  await settle();
+  const again = bus.do("0.0", "read", operation("again"));
+  await settle();
+  end("again");
+  expect(await again).toBe("again");
+});
