@@ -65,6 +65,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     publish,
     alarm,
     tell,
+    teleSeconds: config.telemetry.groups.power ?? config.telemetry.interval_seconds,
     log,
   });
   const { filesystems } = config.telemetry;

@@ -49,8 +49,8 @@ const Mqtt = strict({
   url: v.pipe(
     v.string(),
     v.regex(
-      /^mqtts?:\/\/[^/\s]+$/,
-      (i) => `${i.received}: expected mqtt://host[:port] or mqtts://host[:port]`,
+      /^mqtts?:\/\/[^/\s@]+$/,
+      (i) => `${i.received}: expected mqtt://host[:port] or mqtts://host[:port]; the user is mqtt.username`,
     ),
   ),
   /** The site's CA, PEM: with mqtts nothing else is trusted. */

@@ -73,6 +73,7 @@ export function createGate(options: GateOptions): (incoming: Incoming) => Promis
 
   const route = async (incoming: Incoming) => {
     const { topic } = incoming;
+    if (isClearing(incoming)) return;
     if (topic.startsWith(`${own}cmd/`))
       await command(options, topic.slice(own.length + 4), options.node, incoming);
     else if (topic.startsWith(everybody)) await broadcast(topic.slice(everybody.length), incoming);
@@ -189,6 +190,11 @@ function plainText(payload: Uint8Array): string {
   } catch {
     throw new Refusal("bad-utf8", "the payload is not UTF-8");
   }
+}
+
+/** Somebody takes a retained message off the broker (MQTT 5 §3.3.1.3), as they are told to. */
+function isClearing({ retain, payload }: Incoming): boolean {
+  return retain && payload.length === 0;
 }
 
 /** A retained command would run again at every reconnect ("ghost switching"). */

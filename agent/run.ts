@@ -1,26 +1,10 @@
 /** The verbs that start the agent and look at its configuration. */
 import { parseArgs } from "node:util";
-import { type Hal, HalError } from "../hal/ports.ts";
-import { CONFIG_PATH, type Config, readConfig } from "./config.ts";
+import { CONFIG_PATH, readConfig } from "./config.ts";
+import { openHardware } from "./hardware.ts";
 import { jsonLog } from "./log.ts";
 import { refuseTaken } from "./socket.ts";
-import { CliError, type CliVerb, EXIT, UsageError } from "./terminal.ts";
-
-/** Opens the hardware that `--hal` names. */
-export async function openHal(name: string, config: Pick<Config, "sim">): Promise<Hal> {
-  if (name === "linux") return (await import("../hal/linux.ts")).openLinux();
-  if (name !== "sim") throw new UsageError(`--hal: "${name}" is neither linux nor sim`);
-  const { sim } = config;
-  return (await import("../hal/sim/hal.ts")).openSim({
-    seed: sim.seed,
-    boards: Array.from({ length: sim.boards }, (_, board) => board),
-    wireTime: sim.wire_time,
-    faults: sim.faults,
-    clockSynced: sim.clock_synced,
-    ...(sim.serial === undefined ? {} : { serial: sim.serial }),
-    ...(sim.state === undefined ? {} : { statePath: sim.state }),
-  });
-}
+import { CliError, type CliVerb, EXIT } from "./terminal.ts";
 
 export const AGENT_VERBS: readonly CliVerb[] = [
   {
@@ -37,11 +21,7 @@ export const AGENT_VERBS: readonly CliVerb[] = [
       if (io.env.FRUIT_SOCKET) config.socket = io.env.FRUIT_SOCKET;
       // Before anything is opened: a second agent must not touch the files of the first.
       await refuseTaken(config.socket);
-      const hal = await openHal(values.hal ?? io.env.FRUIT_HAL ?? "linux", config).catch((cause) => {
-        throw cause instanceof HalError
-          ? new CliError(EXIT.config, `--hal: ${cause.message}`, { cause })
-          : cause;
-      });
+      const hal = await openHardware(values.hal ?? io.env.FRUIT_HAL ?? "linux", config);
       const log = jsonLog(io.err, config.log_level);
       const { runAgent } = await import("./agent.ts");
       try {

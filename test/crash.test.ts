@@ -3,7 +3,7 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { aedes, HAS_MOSQUITTO, Mosquitto, NEEDS_MOSQUITTO, obey, scripted } from "./broker.ts";
-import { askSocket, Boards, journalOf, Person, payload, sealed, signers } from "./doors.ts";
+import { askSocket, Boards, journalOf, payload, place, sealed, signers } from "./doors.ts";
 import { type Agent, scratch, startAgent, until } from "./node.ts";
 
 setDefaultTimeout(20_000);
@@ -36,20 +36,9 @@ async function stop(agent: Agent): Promise<number> {
   return exit;
 }
 
-/** A node of its own with its boards, and somebody who talks to it. */
-async function place(node: string, port = broker.port, version: 4 | 5 = 4) {
-  const own = mkdir(node);
-  const boards = await Boards.serve(own, { wireTime: true });
-  const person = await Person.at(port, { version, node });
-  const start = () =>
-    startAgent(own, {
-      node,
-      power: boards.power,
-      mqtt: { url: `mqtt://127.0.0.1:${port}`, backoff_max_seconds: 1 },
-      commands: { allowed_signers: people.file },
-    });
-  return { boards, person, start };
-}
+/** A node whose commands alice may sign. */
+const nodeOf = (node: string, port = broker.port, version: 4 | 5 = 4) =>
+  place(folder.path, node, port, { version, wireTime: true, settings: { commands: { allowed_signers: people.file } } });
 
 /** How often something was said since something else was. */
 const since = (said: readonly string[], mark: string, what: string) =>
@@ -92,9 +81,8 @@ test.concurrent.each<{
 ])(
   "an agent killed in a power.cycle when $moment leaves power alone and owns up",
   async ({ node, args, isNow }) => {
-    const { boards, person, start } = await place(node);
-    using _boards = boards;
-    await using _person = person;
+    await using here = await nodeOf(node);
+    const { boards, person, start } = here;
     const first = await start();
     await person.status("online");
     await boards.looked();
@@ -138,9 +126,8 @@ test.concurrent.each<{
 );
 
 test.concurrent("an agent killed as soon as it has accepted a command owns up to it", async () => {
-  const { boards, person, start } = await place("accepted");
-  using _boards = boards;
-  await using _person = person;
+  await using here = await nodeOf("accepted");
+  const { boards, person, start } = here;
   const first = await start();
   await person.status("online");
   person.tap.client.on("message", (topic) => {
@@ -163,9 +150,8 @@ test.concurrent.skipIf(!HAS_MOSQUITTO)(
   `what was sent while no agent ran is not done when one comes ${NEEDS_MOSQUITTO}`,
   async () => {
     await using mosquitto = await Mosquitto.start(["allow_anonymous true"]);
-    const { boards, person, start } = await place("away", mosquitto.port, 5);
-    using _boards = boards;
-    await using _person = person;
+    await using here = await nodeOf("away", mosquitto.port, 5);
+    const { boards, person, start } = here;
     const first = await start();
     await person.status("online");
     first.kill("SIGKILL");
@@ -186,9 +172,8 @@ test.concurrent.skipIf(!HAS_MOSQUITTO)(
 );
 
 test.concurrent("SIGTERM ends a command as unconfirmed, says offline, and leaves power as it is", async () => {
-  const { boards, person, start } = await place("term");
-  using _boards = boards;
-  await using _person = person;
+  await using here = await nodeOf("term");
+  const { boards, person, start } = here;
   const agent = await start();
   await person.status("online");
   boards.stack.fault("hang", true, "0.0");

@@ -1,5 +1,5 @@
 /** A site in the test's hands: boards that outlive the agent, people with keys, and somebody who asks over MQTT. */
-import { readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createConnection } from "node:net";
 import { join } from "node:path";
 import type { IPublishPacket } from "mqtt";
@@ -13,7 +13,7 @@ import { Rs485Link } from "../hal/sim/rs485.ts";
 import { SimStack } from "../hal/sim/stack.ts";
 import { serveBus } from "../hal/sim/wire.ts";
 import { Tap } from "./broker.ts";
-import { type Agent, until } from "./node.ts";
+import { type Agent, startAgent, until } from "./node.ts";
 
 export const SITE = "lab";
 export const NODE = "pi1";
@@ -220,6 +220,42 @@ export class Person implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return this.tap[Symbol.asyncDispose]();
   }
+}
+
+/** A node of its own with boards of its own, and somebody who talks to it. */
+export async function place(
+  root: string,
+  node: string,
+  port: number,
+  options: {
+    version?: 4 | 5;
+    boards?: number[];
+    wireTime?: boolean;
+    settings?: Record<string, unknown>;
+  } = {},
+) {
+  const { version = 5, boards: numbers = [0], wireTime = false, settings = {} } = options;
+  const folder = join(root, node);
+  mkdirSync(folder);
+  const boards = await Boards.serve(folder, { wireTime, boards: numbers });
+  const person = await Person.at(port, { version, node });
+  const start = () =>
+    startAgent(folder, {
+      node,
+      power: boards.power,
+      mqtt: { url: `mqtt://127.0.0.1:${port}`, backoff_max_seconds: 1 },
+      ...settings,
+    });
+  return {
+    boards,
+    person,
+    start,
+    folder,
+    [Symbol.asyncDispose]: async () => {
+      boards[Symbol.dispose]();
+      await person[Symbol.asyncDispose]();
+    },
+  };
 }
 
 /** Says something raw on the agent's socket; resolves with all that came back when the agent has closed. */

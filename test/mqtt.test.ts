@@ -376,6 +376,23 @@ test("a password file that is gone is told as such", async () => {
   expect(node.log("mqtt.down")).toContain("mqtt.password_file");
 });
 
+test("a broker that never answers SUBSCRIBE is left, and one that refuses it is told about", async () => {
+  await using mute = await scripted((packet, say) => {
+    if (packet.cmd === "connect") say({ cmd: "connack", reasonCode: 0, sessionPresent: false });
+  });
+  await using deaf = new Node({ url: url(mute), connect_timeout_seconds: 1 });
+  await using strict = await scripted((packet, say) => {
+    if (packet.cmd === "connect") say({ cmd: "connack", reasonCode: 0, sessionPresent: false });
+    if (packet.cmd === "subscribe") say({ cmd: "suback", messageId: packet.messageId ?? 0, granted: [0x87] });
+    else obey(packet, say);
+  });
+  await using node = new Node({ url: url(strict) });
+  await node.online();
+  expect(node.log("mqtt.subscription-refused")).toContain("fruit/v1/lab/pi1/cmd/+");
+  await until("the mute one was left", () => deaf.log("mqtt.down"));
+  expect(deaf.log("mqtt.down")).toContain("no answer to SUBSCRIBE");
+});
+
 test("what was sent and not acknowledged when the connection broke is sent again, marked", async () => {
   const events: string[] = [];
   await using broker = await scripted((packet, say, socket) => {

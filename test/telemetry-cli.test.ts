@@ -67,7 +67,7 @@ describe("telemetry once", () => {
 
   test.each([
     { args: ["--prom", "--influx"], why: "one of them" },
-    { args: ["--hal", "fake"], why: "there are linux and sim" },
+    { args: ["--hal", "fake"], why: "neither linux nor sim" },
     { args: ["--config", "/no/node.json"], why: "/no/node.json" },
     { args: ["--nonsense"], why: "nonsense" },
     { args: ["twice"], why: "twice" },

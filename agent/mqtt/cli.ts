@@ -110,8 +110,8 @@ async function configured(
 ): Promise<{ config: Config; node: string }> {
   const config = readConfig(values.config ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH);
   if (config.node) return { config, node: config.node };
-  const { openHal } = await import("../run.ts");
-  const hal = await openHal(values.hal ?? io.env.FRUIT_HAL ?? "linux", config);
+  const { openHardware } = await import("../hardware.ts");
+  const hal = await openHardware(values.hal ?? io.env.FRUIT_HAL ?? "linux", config);
   try {
     return { config, node: nodeIdOf(hal.machine) };
   } finally {
@@ -129,8 +129,8 @@ async function discoveryOf({ config, node }: { config: Config; node: string }): 
   const { discoveryFacts } = await import("./facts.ts");
   const { discovery } = await import("./entities.ts");
   const { rackOrder } = await import("../../hal/bus.ts");
-  const outlets = config.power.buses.flatMap(({ driver, boards }) =>
-    rackOrder(boards, driver === "clusterctrl" ? 4 : 2),
+  const outlets = config.power.buses.flatMap(({ driver, boards, pis }) =>
+    rackOrder(boards, pis ?? (driver.startsWith("cluster") ? 4 : 2)),
   );
   const named = Object.keys(config.power.outlets).filter((id) => !outlets.some((outlet) => outlet === id));
   const facts = discoveryFacts(config, node, {}, [...outlets, ...named]);

@@ -1,11 +1,9 @@
 import { existsSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
-import { openLinux } from "../../hal/linux.ts";
 import type { Machine } from "../../hal/ports.ts";
-import { activity } from "../../hal/sim/activity.ts";
-import { simMachine } from "../../hal/sim/machine.ts";
 import { CONFIG_PATH, type Config, parseConfig, readConfig } from "../config.ts";
+import { openHardware } from "../hardware.ts";
 import { nodeIdOf } from "../identity.ts";
 import { type CliVerb, EXIT, UsageError } from "../terminal.ts";
 import { type Samples, toInflux, toMessages, toProm, toTree } from "./formats.ts";
@@ -34,10 +32,9 @@ export const TELEMETRY_VERBS: readonly CliVerb[] = [
       });
       if ([json, flags.prom, flags.influx].filter(Boolean).length > 1)
         throw new UsageError("--json, --prom and --influx: one of them");
-      if (flags.hal !== "linux" && flags.hal !== "sim")
-        throw new UsageError(`--hal ${flags.hal}: there are linux and sim`);
       const config = configOf(flags.config ?? io.env.FRUIT_CONFIG);
-      const machine = flags.hal === "sim" ? pretend(config) : openLinux().machine;
+      const hal = await openHardware(flags.hal, config);
+      const { machine } = hal;
       try {
         const samples = await sampleAll(machine, config?.telemetry, io.signal);
         const ts = machine.clock().synced ? Math.floor(Date.now() / 1000) : undefined;
@@ -47,7 +44,7 @@ export const TELEMETRY_VERBS: readonly CliVerb[] = [
         else io.out(toMessages(samples, ts));
         return EXIT.done;
       } finally {
-        machine.close();
+        await hal.close();
       }
     },
   },
@@ -73,16 +70,6 @@ async function sampleAll(
   for (const group of wanted) sampler.sample(group);
   await sleep(GAP_MS, undefined, { signal }).catch(() => undefined);
   return Object.fromEntries(wanted.map((group) => [group, sampler.sample(group)]));
-}
-
-function pretend(config: Config | undefined): Machine {
-  const seed = config?.sim.seed ?? 1;
-  return simMachine({
-    serial: config?.sim.serial ?? "10000000fa11ed00",
-    seed,
-    clockSynced: config?.sim.clock_synced ?? true,
-    activity: activity(seed),
-  });
 }
 
 function tagsOf(machine: Machine, config: Config | undefined): { site?: string; node: string } {

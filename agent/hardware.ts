@@ -1,0 +1,24 @@
+import { type Hal, HalError } from "../hal/ports.ts";
+import { type Config, parseConfig } from "./config.ts";
+import { CliError, EXIT, UsageError } from "./terminal.ts";
+
+/** Opens the hardware that `--hal` names: the machine this runs on, or the simulated one that `sim` in the configuration describes. */
+export async function openHardware(name: string, config?: Pick<Config, "sim">): Promise<Hal> {
+  if (name === "linux") return (await import("../hal/linux.ts")).openLinux();
+  if (name !== "sim") throw new UsageError(`--hal: "${name}" is neither linux nor sim`);
+  const { sim } = config ?? parseConfig("", { site: "none" });
+  const { openSim } = await import("../hal/sim/hal.ts");
+  try {
+    return openSim({
+      seed: sim.seed,
+      boards: Array.from({ length: sim.boards }, (_, board) => board),
+      wireTime: sim.wire_time,
+      faults: sim.faults,
+      clockSynced: sim.clock_synced,
+      ...(sim.serial === undefined ? {} : { serial: sim.serial }),
+      ...(sim.state === undefined ? {} : { statePath: sim.state }),
+    });
+  } catch (cause) {
+    throw cause instanceof HalError ? new CliError(EXIT.config, `sim: ${cause.message}`, { cause }) : cause;
+  }
+}
