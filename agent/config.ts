@@ -4,6 +4,7 @@
  */
 import { readFileSync } from "node:fs";
 import * as v from "valibot";
+import { reasonOf } from "./lines.ts";
 import { GROUPS } from "./telemetry/metrics.ts";
 
 /** Where the configuration is when neither a flag nor `FRUIT_CONFIG` says so. */
@@ -19,13 +20,11 @@ export class ConfigError extends Error {
   }
 }
 
-/** An object that takes only its own keys and says which one it does not know. */
+/** An object that takes only its own keys; `strictObject` would say only the first one it does not know. */
 const strict = <const Entries extends v.ObjectEntries>(entries: Entries) =>
-  v.strictObject(entries, (issue) =>
-    issue.expected === "never"
-      ? `unknown key ${issue.received}`
-      : `expected an object, received ${issue.received}`,
-  );
+  v.objectWithRest(entries, v.never("unknown key"), ({ expected, received }) =>
+    expected === "Object" ? `expected an object, received ${received}` : "is missing",
+  ) as unknown as v.StrictObjectSchema<Entries, undefined>;
 const level = (what: string) =>
   v.pipe(
     v.string(),
@@ -37,11 +36,11 @@ const whole = (min: number, max: number, fallback: number) =>
   v.optional(v.pipe(v.number(), v.integer(), v.minValue(min), v.maxValue(max)), fallback);
 const outletId = v.pipe(
   v.string(),
-  v.regex(/^\d{1,3}\.\d{1,2}$/, (i) => `${i.received} is no outlet: <board>.<pi>, such as 3.1`),
+  v.regex(/^(0|[1-9]\d{0,2})\.(0|[1-9]\d?)$/, (i) => `${i.received} is no outlet: <board>.<pi>, such as 3.1`),
 );
 const path = v.pipe(
   v.string(),
-  v.startsWith("/", (i) => `${i.received} is not an absolute path`),
+  v.startsWith("/", (i) => `"${i.input}" is not an absolute path`),
 );
 
 const Mqtt = strict({
@@ -49,8 +48,17 @@ const Mqtt = strict({
   url: v.pipe(
     v.string(),
     v.regex(
-      /^mqtts?:\/\/[^/\s@]+$/,
-      (i) => `${i.received}: expected mqtt://host[:port] or mqtts://host[:port]; the user is mqtt.username`,
+      /^mqtts?:\/\/[^/?#\s]+$/,
+      (i) => `${i.received}: expected mqtt://host[:port] or mqtts://host[:port]`,
+    ),
+    v.check(
+      (url: string) => URL.canParse(url),
+      (i) => `${i.received} names no host and port`,
+    ),
+    // Without the value, which would be logged.
+    v.check(
+      (url: string) => !url.includes("@"),
+      "a user stands in it; use mqtt.username and mqtt.password_file",
     ),
   ),
   /** The site's CA, PEM: with mqtts nothing else is trusted. */
@@ -165,15 +173,21 @@ export type Config = v.InferOutput<typeof Schema>;
 /** Makes a configuration of a parsed document. Throws `ConfigError` with all problems. `file` is for the message. */
 export function parseConfig(file: string, document: unknown): Config {
   const parsed = v.safeParse(Schema, document);
-  if (!parsed.success) {
-    throw new ConfigError(
-      file,
-      parsed.issues.map((issue) => `${v.getDotPath(issue) ?? "(top)"}: ${issue.message}`),
-    );
-  }
-  const problems = contradictions(parsed.output);
-  if (problems.length > 0) throw new ConfigError(file, problems);
+  const problems = (parsed.issues ?? []).map(
+    (issue) => `${v.getDotPath(issue) ?? "(top)"}: ${issue.message}`,
+  );
+  problems.push(...contradictions(sound(parsed)));
+  if (!parsed.success || problems.length > 0) throw new ConfigError(file, problems);
   return parsed.output;
+}
+
+/** The sections without a mistake of their own, unknown keys aside: what they contradict is said together with the rest. */
+function sound({ output, issues }: v.SafeParseResult<typeof Schema>): Partial<Config> {
+  if (typeof output !== "object" || output === null) return {};
+  const bad = new Set(
+    (issues ?? []).filter(({ expected }) => expected !== "never").map(({ path }) => path?.[0].key),
+  );
+  return Object.fromEntries(Object.entries(output).filter(([section]) => !bad.has(section)));
 }
 
 /** Reads and checks a configuration file. Throws `ConfigError`; never returns half of one. */
@@ -182,40 +196,52 @@ export function readConfig(file: string): Config {
   try {
     text = readFileSync(file, "utf8");
   } catch (cause) {
-    throw new ConfigError(file, [
-      `cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`,
-    ]);
+    throw new ConfigError(file, [`cannot be read: ${reasonOf(cause)}`]);
   }
   let document: unknown;
   try {
     document = JSON.parse(text);
   } catch (cause) {
-    throw new ConfigError(file, [`is not JSON: ${cause instanceof Error ? cause.message : String(cause)}`]);
+    throw new ConfigError(file, [`is not JSON: ${reasonOf(cause)}`]);
   }
   return parseConfig(file, document);
 }
 
 /** What is well-formed and still cannot be meant. */
-function contradictions(config: Config): string[] {
-  const boards = new Set(config.power.buses.flatMap((bus) => bus.boards));
-  const unknownBoard = (id: string) =>
-    boards.has(Number(id.split(".")[0])) ? [] : [`no bus has board ${id.split(".")[0]}`];
-  const at = (path: string, problems: string[]) => problems.map((problem) => `${path}: ${problem}`);
+function contradictions({ mqtt, power, commands }: Partial<Config>): string[] {
   return [
-    ...(config.mqtt ? mqttContradictions(config.mqtt) : []),
-    ...busContradictions(config.power.buses),
-    ...Object.keys(config.power.outlets).flatMap((id) => at(`power.outlets.${id}`, unknownBoard(id))),
-    ...config.commands.unsigned_outlets.flatMap((id, index) =>
-      at(`commands.unsigned_outlets.${index}`, unknownBoard(id)),
-    ),
-    ...twice(config, "name"),
-    ...twice(config, "node"),
-    ...(config.power.retry_seconds > config.power.confirm_seconds
-      ? [
-          `power.retry_seconds: ${config.power.retry_seconds} is longer than power.confirm_seconds ${config.power.confirm_seconds}`,
-        ]
+    ...(mqtt ? mqttContradictions(mqtt) : []),
+    ...(power ? powerContradictions(power) : []),
+    ...(power && commands
+      ? commands.unsigned_outlets.flatMap((id, index) =>
+          noOutlet(power, id, `commands.unsigned_outlets.${index}`),
+        )
       : []),
   ];
+}
+
+function powerContradictions(power: Config["power"]): string[] {
+  const { buses, outlets, retry_seconds, confirm_seconds } = power;
+  return [
+    ...busContradictions(buses),
+    ...Object.keys(outlets).flatMap((id) => noOutlet(power, id, `power.outlets.${id}`)),
+    ...twice(power, "name"),
+    ...twice(power, "node"),
+    ...(retry_seconds > confirm_seconds
+      ? [`power.retry_seconds: ${retry_seconds} is longer than power.confirm_seconds ${confirm_seconds}`]
+      : []),
+  ];
+}
+
+/** Says that nothing switches an outlet, where nothing does. */
+function noOutlet({ buses }: Config["power"], id: string, path: string): string[] {
+  const [board = 0, pi = 0] = id.split(".").map(Number);
+  const bus = buses.find(({ boards }) => boards.includes(board));
+  if (!bus) return [`${path}: no bus has board ${board}`];
+  const pis = PIS[bus.driver] ?? bus.pis;
+  return pis === undefined || pi < pis
+    ? []
+    : [`${path}: board ${board} has ${pis} Pis, ${board}.0 to ${board}.${pis - 1}`];
 }
 
 function mqttContradictions(mqtt: NonNullable<Config["mqtt"]>): string[] {
@@ -244,6 +270,14 @@ function busContradictions(buses: Config["power"]["buses"]): string[] {
 
 type Bus = Config["power"]["buses"][number];
 
+/** Pis on a board, where every board of the driver has as many. */
+const PIS: { [D in Bus["driver"]]?: number } = {
+  sim: 2,
+  "pistack-rs485": 2,
+  "pistack-i2c": 2,
+  clusterhat: 4,
+};
+
 const twoPis = (bus: Bus) => (bus.pis === undefined ? [] : [`pis: boards of ${bus.driver} have two`]);
 const alone = (bus: Bus) =>
   bus.boards.length > 1 ? [`boards: a ${bus.driver} board is alone on its bus, always at address 0x20`] : [];
@@ -264,9 +298,9 @@ const DRIVER_LIMITS: Record<Bus["driver"], (bus: Bus) => string[]> = {
 };
 
 /** Two outlets cannot share a name, nor feed the same node. */
-function twice(config: Config, key: "name" | "node"): string[] {
+function twice({ outlets }: Config["power"], key: "name" | "node"): string[] {
   const first = new Map<string, string>();
-  return Object.entries(config.power.outlets).flatMap(([id, outlet]) => {
+  return Object.entries(outlets).flatMap(([id, outlet]) => {
     const value = outlet[key];
     if (value === undefined) return [];
     const other = first.get(value);

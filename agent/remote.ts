@@ -1,6 +1,7 @@
 /** The way to a node from anywhere: a command on MQTT, signed with the technician's key, and its answer on `res/<id>`. */
 import { randomUUID } from "node:crypto";
-import type { CommandResult } from "./commands.ts";
+import * as v from "valibot";
+import { CommandResult } from "./commands.ts";
 import { parseConfig } from "./config.ts";
 import type { DoorFlags } from "./doors.ts";
 import { type CommandPayload, ROOT } from "./messages.ts";
@@ -155,9 +156,11 @@ class Inbox {
       if (topic === `${this.#base}/status`) this.#status = text;
       else if (topic === `${this.#base}/info`) this.#info = JSON.parse(text);
       else if (topic.startsWith(`${this.#base}/res/`))
-        this.#waiting.get(topic.slice(this.#base.length + 5))?.progress(JSON.parse(text));
+        this.#waiting
+          .get(topic.slice(this.#base.length + 5))
+          ?.progress(v.parse(CommandResult, JSON.parse(text)));
     } catch {
-      // Not JSON: somebody else than the node speaks there. The wait for the node's own words goes on.
+      // No result: somebody else than the node speaks there. The wait for the node's own words goes on.
     }
     this.#changed();
   }

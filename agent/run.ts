@@ -1,4 +1,5 @@
 /** The verbs that start the agent and look at its configuration. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { CONFIG_PATH, readConfig } from "./config.ts";
 import { openHardware } from "./hardware.ts";
@@ -6,16 +7,19 @@ import { jsonLog } from "./log.ts";
 import { refuseTaken } from "./socket.ts";
 import { CliError, type CliVerb, EXIT } from "./terminal.ts";
 
+/** How often an attached agent looks whether it still has a parent. */
+const PARENT_MS = 500;
+
 export const AGENT_VERBS: readonly CliVerb[] = [
   {
     words: "agent",
-    synopsis: "[--config FILE] [--hal linux|sim]",
-    summary: "runs this node until it is told to stop",
+    synopsis: "[--config FILE] [--hal linux|sim] [--attached]",
+    summary: "runs this node until it is told to stop; with --attached also when whoever started it ends",
     needsAgent: false,
     run: async ({ args, io }) => {
       const { values } = parseArgs({
         args,
-        options: { config: { type: "string" }, hal: { type: "string" } },
+        options: { config: { type: "string" }, hal: { type: "string" }, attached: { type: "boolean" } },
       });
       const config = readConfig(values.config ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH);
       if (io.env.FRUIT_SOCKET) config.socket = io.env.FRUIT_SOCKET;
@@ -24,8 +28,11 @@ export const AGENT_VERBS: readonly CliVerb[] = [
       const hal = await openHardware(values.hal ?? io.env.FRUIT_HAL ?? "linux", config);
       const log = jsonLog(io.err, config.log_level);
       const { runAgent } = await import("./agent.ts");
+      const stop = new AbortController();
+      const signal = AbortSignal.any([io.signal, stop.signal]);
+      if (values.attached) void watchParent(signal).then(() => stop.abort());
       try {
-        await runAgent(config, hal, log, io.signal);
+        await runAgent(config, hal, log, signal);
         return EXIT.done;
       } catch (cause) {
         const code = (cause as NodeJS.ErrnoException).code;
@@ -37,6 +44,7 @@ export const AGENT_VERBS: readonly CliVerb[] = [
           );
         throw cause;
       } finally {
+        stop.abort();
         await hal.close();
       }
     },
@@ -59,3 +67,10 @@ export const AGENT_VERBS: readonly CliVerb[] = [
     },
   },
 ];
+
+/** Ends when the process that started this one is gone. */
+async function watchParent(signal: AbortSignal): Promise<void> {
+  const parent = process.ppid;
+  while (!signal.aborted && process.ppid === parent)
+    await sleep(PARENT_MS, undefined, { signal }).catch(() => undefined);
+}

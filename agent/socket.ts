@@ -6,7 +6,7 @@
  * Answer: command results (`fruit mqtt schema`), the last one final; then the agent closes.
  */
 import { createHash, randomUUID } from "node:crypto";
-import { chmodSync, lstatSync, unlinkSync } from "node:fs";
+import { chmodSync, lstatSync, rmSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { connect, createServer, type Socket } from "node:net";
 import { dirname } from "node:path";
@@ -22,6 +22,8 @@ const MOST_CONNECTIONS = 32;
 const MOST_BYTES = 16_384;
 /** A client has this long to say what it wants. */
 const ASK_LIMIT_MS = 5000;
+/** Whoever goes on talking after the answer is cut off then. */
+const LINGER_MS = 1000;
 /** When the agent stops, commands under way have this long to say how they ended. */
 const LAST_WORDS_MS = 500;
 
@@ -39,8 +41,14 @@ export class SocketTakenError extends CliError {
   }
 }
 
-/** Rejects with `SocketTakenError` when an agent answers on `path`: its files are its own, so this comes before any is opened. */
+/**
+ * Rejects with `SocketTakenError` when an agent answers on `path`, and when something that is no socket stands there.
+ * The files of an agent are its own, so a second one asks this before it opens any.
+ */
 export async function refuseTaken(path: string): Promise<void> {
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  if (found && !found.isSocket())
+    throw new CliError(EXIT.failed, `${path}: is there and is no socket; move it away, or name another`);
   if (await answers(path)) throw new SocketTakenError(path);
 }
 
@@ -51,7 +59,7 @@ export async function refuseTaken(path: string): Promise<void> {
 export async function openSocket(path: string, dispatcher: Dispatcher, log: Log): Promise<Part> {
   await mkdir(dirname(path), { recursive: true });
   await refuseTaken(path);
-  removeStale(path);
+  rmSync(path, { force: true });
   const open = new Map<Socket, Promise<void>>();
   const server = createServer((socket) => {
     socket.on("error", () => undefined);
@@ -73,7 +81,7 @@ export async function openSocket(path: string, dispatcher: Dispatcher, log: Log)
       await stopped;
     } finally {
       server.close();
-      removeStale(path);
+      rmSync(path, { force: true });
       await Promise.race([dispatcher.idle(), sleep(LAST_WORDS_MS, undefined, { ref: false })]);
       for (const socket of open.keys()) socket.destroySoon();
     }
@@ -82,10 +90,18 @@ export async function openSocket(path: string, dispatcher: Dispatcher, log: Log)
 
 /** Says why, rather than hang up without a word. */
 function turnAway(socket: Socket): void {
-  socket.setTimeout(1000, () => socket.destroy());
-  socket.resume();
   const message = `${MOST_CONNECTIONS} connections are open; try again later`;
-  socket.end(line({ id: "", verb: "", state: "refused", code: "busy", message }));
+  socket.write(line({ id: "", verb: "", state: "refused", code: "busy", message }));
+  hangUp(socket);
+}
+
+/** Ends a connection when the client does: closing on what it still says would throw the answer away. */
+function hangUp(socket: Socket): void {
+  if (socket.destroyed) return;
+  socket.resume();
+  socket.end();
+  const timer = setTimeout(() => socket.destroy(), LINGER_MS);
+  socket.once("close", () => clearTimeout(timer));
 }
 
 /** Asks the agent on `path` for one command; resolves with the final result. Rejects when nobody answers or the limit passes. */
@@ -129,7 +145,7 @@ async function serve(socket: Socket, dispatcher: Dispatcher, log: Log): Promise<
   } catch (error) {
     log("error", "socket.failed", { error: String(error) });
   } finally {
-    socket.destroySoon();
+    hangUp(socket);
   }
 }
 
@@ -202,7 +218,7 @@ function firstLine(socket: Socket): Promise<Uint8Array | undefined> {
     const done = (said?: Uint8Array) => {
       clearTimeout(timer);
       socket.off("data", take);
-      // What else it says is read and forgotten: unread it would keep the answer from arriving, kept it would pile up.
+      // What else it says is read and forgotten: kept it would pile up.
       socket.resume();
       resolve(said);
     };
@@ -242,13 +258,6 @@ function answers(path: string): Promise<boolean> {
       done(!["ENOENT", "ECONNREFUSED", "ENOTSOCK"].includes(code)),
     );
   });
-}
-
-function removeStale(path: string): void {
-  const found = lstatSync(path, { throwIfNoEntry: false });
-  if (!found) return;
-  if (!found.isSocket()) throw new Error(`${path}: is there and is no socket; move it away, or name another`);
-  unlinkSync(path);
 }
 
 /** Listens with the mode right from the first moment: between bind and chmod anybody could connect. */

@@ -29,7 +29,9 @@ export class Store {
     let text: string;
     try {
       text = readFileSync(file, "utf8");
-    } catch {
+    } catch (cause) {
+      if ((cause as NodeJS.ErrnoException).code !== "ENOENT")
+        this.#log("error", "store.unreadable", { file, error: String(cause) });
       return fallback;
     }
     try {

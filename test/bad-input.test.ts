@@ -10,7 +10,18 @@ import { join } from "node:path";
 import type { CommandResult } from "../agent/commands.ts";
 import { ROOT } from "../agent/messages.ts";
 import { aedes, HAS_MOSQUITTO, Mosquitto, NEEDS_MOSQUITTO, tcp } from "./broker.ts";
-import { askSocket, Boards, NODE, type Person, payload, place, SITE, sealed, signers } from "./doors.ts";
+import {
+  askSocket,
+  Boards,
+  NODE,
+  OPEN,
+  type Person,
+  payload,
+  place,
+  SITE,
+  sealed,
+  signers,
+} from "./doors.ts";
 import { type Agent, FRUIT, fruit, scratch, startAgent, until } from "./node.ts";
 
 setDefaultTimeout(20_000);
@@ -28,7 +39,10 @@ beforeAll(async () => {
     stranger: undefined,
   });
 });
-afterAll(() => folder[Symbol.dispose]());
+afterAll(() => {
+  if (disk) spawnSync("umount", ["-l", disk]);
+  folder[Symbol.dispose]();
+});
 
 const commands = () => ({ allowed_signers: people.file, unsigned_outlets: ["1.1"] });
 
@@ -76,7 +90,7 @@ function sharedNode(
   let agent: Agent;
   let supplies: string;
   beforeAll(async () => {
-    broker = await Mosquitto.start(["allow_anonymous true"]);
+    broker = await Mosquitto.start(OPEN);
     here = await place(folder.path, node, broker.port, {
       boards: [0, 1],
       settings: { commands: commands(), ...settings },
@@ -363,42 +377,20 @@ describe.skipIf(!HAS_MOSQUITTO)(`what nobody waits for, on MQTT 5 ${NEEDS_MOSQUI
   });
 });
 
-describe.skipIf(!HAS_MOSQUITTO)(
-  `when something the node stands on fails, on MQTT 5 ${NEEDS_MOSQUITTO}`,
-  () => {
-    const { agent, boards, person } = sharedNode("pi3");
+describe.skipIf(!HAS_MOSQUITTO)(`when signatures are bad, on MQTT 5 ${NEEDS_MOSQUITTO}`, () => {
+  const { person } = sharedNode("pi3");
 
-    test("a dead bus is an answer with code bus, an alarm and unknown, and over when it is over", async () => {
-      boards().stack.fault("dead-bus", true);
-      const answer = await person().ask(
-        "cmd/power.off",
-        await alice("dark", "power.off", { outlets: ["0.0"] }, { node: "pi3" }),
-      );
-      expect(answer).toMatchObject({ state: "failed", code: "bus" });
-      await until("the alarm", () => person().heard("alarm/bus-0").length > 0);
-      expect(person().heard("alarm/bus-0").at(-1)).toMatchObject({ severity: "critical" });
-      await until("unknown", () => person().heard("state/outlet/0.0").at(-1)?.supply === "unknown");
-      expect(await agent().cli("power", "status", "0.0")).toMatchObject({ exit: 6 });
-      boards().stack.fault("dead-bus", false);
-      await until(
-        "the alarm is cleared",
-        () => person().tap.texts(`${ROOT}/${SITE}/pi3/alarm/bus-0`).at(-1) === "",
-      );
-      await until("on again", () => person().heard("state/outlet/0.0").at(-1)?.supply === "on");
-    });
-
-    test("eleven bad signatures in a row are rate-limited, and a good one is not", async () => {
-      const codes: unknown[] = [];
-      for (let n = 0; n < 12; n++) {
-        const text = await sealed(people.keys.stranger, `flood-${n}`, "power.off", OFF, { node: "pi3" });
-        codes.push((await person().ask("cmd/power.off", text)).code);
-      }
-      expect(codes).toEqual([...Array(10).fill("unauthorised"), "rate-limited", "rate-limited"]);
-      const good = await alice("after-flood", "power.on", OFF, { node: "pi3" });
-      expect(await person().ask("cmd/power.on", good)).toMatchObject({ state: "unchanged" });
-    });
-  },
-);
+  test("eleven bad signatures in a row are rate-limited, and a good one is not", async () => {
+    const codes: unknown[] = [];
+    for (let n = 0; n < 12; n++) {
+      const text = await sealed(people.keys.stranger, `flood-${n}`, "power.off", OFF, { node: "pi3" });
+      codes.push((await person().ask("cmd/power.off", text)).code);
+    }
+    expect(codes).toEqual([...Array(10).fill("unauthorised"), "rate-limited", "rate-limited"]);
+    const good = await alice("after-flood", "power.on", OFF, { node: "pi3" });
+    expect(await person().ask("cmd/power.on", good)).toMatchObject({ state: "unchanged" });
+  });
+});
 
 describe.skipIf(!HAS_MOSQUITTO)(`when the clock is at 1970, on MQTT 5 ${NEEDS_MOSQUITTO}`, () => {
   const { person } = sharedNode("pi4", { sim: { clock_synced: false } });
@@ -429,9 +421,36 @@ describe.skipIf(!HAS_MOSQUITTO)(`when the clock is at 1970, on MQTT 5 ${NEEDS_MO
 });
 
 test.concurrent.skipIf(!HAS_MOSQUITTO)(
+  `a dead bus is an answer with code bus, an alarm and unknown, and over when it is over ${NEEDS_MOSQUITTO}`,
+  async () => {
+    await using broker = await Mosquitto.start(OPEN);
+    await using here = await place(folder.path, "dark", broker.port, {
+      settings: { commands: { allowed_signers: people.file } },
+    });
+    const { boards, person } = here;
+    await using agent = await here.start();
+    await until("on", () => person.heard("state/outlet/0.1").at(-1)?.supply === "on");
+    boards.stack.fault("dead-bus", true);
+    const text = await alice("dark", "power.off", OFF, { node: "dark" });
+    const [overMqtt, bySocket] = await Promise.all([
+      person.ask("cmd/power.off", text),
+      agent.cli("power", "off", "0.1"),
+    ]);
+    expect(overMqtt).toMatchObject({ state: "failed", code: "bus" });
+    expect(bySocket.exit).toBe(6);
+    await until("the alarm", () => person.heard("alarm/bus-0").at(-1)?.severity === "critical");
+    expect(person.heard("state/outlet/0.0").at(-1)).toMatchObject({ supply: "unknown" });
+    boards.stack.fault("dead-bus", false);
+    await until("it is over", () => person.tap.texts(`${ROOT}/${SITE}/dark/alarm/bus-0`).at(-1) === "");
+    expect(person.heard("state/outlet/0.0").at(-1)).toMatchObject({ supply: "on" });
+    expect(boards.switched).toEqual([]);
+  },
+);
+
+test.concurrent.skipIf(!HAS_MOSQUITTO)(
   `while the broker is gone the node goes on, and loses no event ${NEEDS_MOSQUITTO}`,
   async () => {
-    await using broker = await Mosquitto.start(["allow_anonymous true"]);
+    await using broker = await Mosquitto.start(OPEN);
     let isThere = true;
     const connections = new Set<Socket>();
     await using road = await tcp((socket) => {
@@ -451,17 +470,21 @@ test.concurrent.skipIf(!HAS_MOSQUITTO)(
     for (const socket of connections) socket.destroy();
     await person.status("offline");
 
-    boards.stack.fault("dead-bus", true);
     await until("it is noticed", () => agent.log().includes("mqtt.down"));
-    await until("the bus is missed", async () => (await agent.cli("power", "status")).exit === 6);
-    boards.stack.fault("dead-bus", false);
-    await until("the bus is back", async () => (await agent.cli("power", "status")).exit === 0);
+    expect(await agent.cli("power", "status", "0.0")).toMatchObject({ exit: 0 });
+    expect(await agent.cli("lock", "0.0", "--reason", "mine")).toMatchObject({ exit: 0 });
+    expect(await agent.cli("unlock", "0.0")).toMatchObject({ exit: 0 });
+    expect(await agent.cli("lock", "0.1", "--reason", "mine")).toMatchObject({ exit: 0 });
     expect(boards.switched).toEqual([]);
 
     isThere = true;
     await person.status("online");
-    await until("what happened is told", () => person.heard("event/alarm.cleared").length > 0);
-    expect(person.heard("event/alarm.raised").at(-1)).toMatchObject({ alarm: "bus-0", buffered: 1 });
+    await until("what happened is told", () => person.heard("event/lock.set").length === 2);
+    expect(person.heard("event/lock.set")).toMatchObject([
+      { outlet: "0.0", buffered: 1 },
+      { outlet: "0.1", buffered: 1 },
+    ]);
+    expect(person.heard("state/lock/0.1").at(-1)).toMatchObject({ reason: "mine" });
     const numbers = person.tap.heard
       .filter(({ topic }) => topic.includes("/gone/event/"))
       .map(({ text }) => JSON.parse(text).seq)
@@ -473,7 +496,7 @@ test.concurrent.skipIf(!HAS_MOSQUITTO)(
 test.concurrent.skipIf(!HAS_MOSQUITTO)(
   `a broker that is full is waited for, and the node works meanwhile ${NEEDS_MOSQUITTO}`,
   async () => {
-    await using broker = await Mosquitto.start(["allow_anonymous true", "max_connections 1"]);
+    await using broker = await Mosquitto.start([...OPEN, "max_connections 1"]);
     await using here = await place(folder.path, "full", broker.port);
     await using agent = await here.start();
     await until("it was turned away", () => agent.log().includes('"mqtt.down"'));
@@ -489,7 +512,7 @@ test.concurrent("on MQTT 3.1.1 a retained command is done once at most, and what
   await using broker = await aedes();
   await using here = await place(folder.path, "old", broker.port, {
     version: 4,
-    settings: { commands: commands() },
+    settings: { commands: { allowed_signers: people.file } },
   });
   const { boards, person } = here;
   await person.say("cmd/power.off", await alice("stored", "power.off", OFF, { node: "old" }), {
@@ -504,7 +527,8 @@ test.concurrent("on MQTT 3.1.1 a retained command is done once at most, and what
   const text = json(payload("live", "power.identify", { outlets: ["0.0"] }, { node: "old" }));
   await person.say("cmd/power.identify", text, { retain: true });
   expect(await person.final(`${ROOT}/${SITE}/old/res/live`)).toMatchObject({ state: "done" });
-  for (const times of [1, 2, 3]) {
+  // A third time within a minute would look like a second node with this name.
+  for (const times of [1, 2]) {
     const before = person.refusals.length;
     const connections = agent.log().split('"mqtt.connected"').length;
     broker.drop("fruit-old");
@@ -557,9 +581,6 @@ function tinyDisk(): string | undefined {
   return status === 0 ? path : undefined;
 }
 const disk = tinyDisk();
-afterAll(() => {
-  if (disk) spawnSync("umount", ["-l", disk]);
-});
 
 test.concurrent.skipIf(!disk)(
   "on a full disk nothing is switched, and as soon as there is room it is again [needs root, to mount a tmpfs]",

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { aedes, HAS_MOSQUITTO, Mosquitto, NEEDS_MOSQUITTO, obey, scripted } from "./broker.ts";
-import { askSocket, Boards, journalOf, payload, place, sealed, signers } from "./doors.ts";
+import { askSocket, Boards, journalOf, OPEN, payload, place, sealed, signers } from "./doors.ts";
 import { type Agent, scratch, startAgent, until } from "./node.ts";
 
 setDefaultTimeout(20_000);
@@ -38,7 +38,11 @@ async function stop(agent: Agent): Promise<number> {
 
 /** A node whose commands alice may sign. */
 const nodeOf = (node: string, port = broker.port, version: 4 | 5 = 4) =>
-  place(folder.path, node, port, { version, wireTime: true, settings: { commands: { allowed_signers: people.file } } });
+  place(folder.path, node, port, {
+    version,
+    wireTime: true,
+    settings: { commands: { allowed_signers: people.file } },
+  });
 
 /** How often something was said since something else was. */
 const since = (said: readonly string[], mark: string, what: string) =>
@@ -149,7 +153,7 @@ test.concurrent("an agent killed as soon as it has accepted a command owns up to
 test.concurrent.skipIf(!HAS_MOSQUITTO)(
   `what was sent while no agent ran is not done when one comes ${NEEDS_MOSQUITTO}`,
   async () => {
-    await using mosquitto = await Mosquitto.start(["allow_anonymous true"]);
+    await using mosquitto = await Mosquitto.start(OPEN);
     await using here = await nodeOf("away", mosquitto.port, 5);
     const { boards, person, start } = here;
     const first = await start();

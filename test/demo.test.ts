@@ -41,27 +41,32 @@ test("the demo's commands work as printed, its nodes come and go with their powe
   const status = (node: string) => tap.texts(`fruit/v1/demo/${node}/status`).at(-1);
   await until("all nodes online", () => NODES.every((node) => status(node) === "online"));
 
-  const run = (line: string) => {
-    const [program = "", ...words] =
-      line
-        .trim()
-        .match(/"[^"]*"|\S+/g)
-        ?.map((word) => word.replaceAll('"', "")) ?? [];
-    return fruit(words, { executable: { ...FRUIT, command: [program] } });
+  const run = async (line: string) => {
+    const child = Bun.spawn(["sh", "-c", line], {
+      env: { PATH: process.env.PATH ?? "", ...FRUIT.env },
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    const [out, err, exit] = await Promise.all([
+      new Response(child.stdout).text(),
+      new Response(child.stderr).text(),
+      child.exited,
+    ]);
+    return { out, err, exit };
   };
   const printed = said.split("\n").filter((line) => line.startsWith(`  ${state}/fruit `));
   const line = (words: string) =>
     printed.find((text) => text.includes(words)) ?? `nothing printed with "${words}"`;
 
-  const before = await run(line("power status"));
-  expect(before.out).toContain("rack1-c");
+  expect((await run(line("power status"))).out).toContain("rack1-c");
+  expect((await run(line("from anywhere"))).out).toContain("rack1-c");
   const cycled = run(line("hung in U-Boot"));
   await until("the node is off the air", () => status(VICTIM) === "offline", 30_000);
   await until("the node is back", () => status(VICTIM) === "online", 30_000);
   expect(await cycled).toMatchObject({ exit: 0 });
   expect((await run(line("lock 1.0"))).exit).toBe(0);
   expect(await run(line("power off 0.0"))).toMatchObject({ exit: 4, out: "" });
-  const remote = await run(line("--broker").replace("power cycle", "power off"));
+  const remote = await run(line("from home").replace("power cycle", "power off"));
   expect(remote).toMatchObject({ exit: 3 });
   expect(remote.err).toContain("(kernel test)");
   const audit = await run(line("audit verify"));

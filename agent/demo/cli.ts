@@ -1,4 +1,5 @@
 import { parseArgs } from "node:util";
+import { HalError } from "../../hal/ports.ts";
 import { FAULTS } from "../../hal/sim/faults.ts";
 import { CliError, type CliVerb, EXIT, seconds, UsageError } from "../terminal.ts";
 
@@ -43,6 +44,7 @@ export const DEMO_VERBS: readonly CliVerb[] = [
           io,
         );
       } catch (cause) {
+        if (cause instanceof HalError) throw new UsageError(cause.message);
         if ((cause as NodeJS.ErrnoException).code === "EADDRINUSE")
           throw new CliError(
             EXIT.failed,

@@ -32,6 +32,7 @@ export interface DemoOptions {
 }
 
 const SITE = "demo";
+const REDRAW_MS = 500;
 /** Agents start this far apart, so that eight do not fight for two cores. */
 const START_APART_MS = 150;
 
@@ -75,6 +76,8 @@ export async function runDemo(options: DemoOptions, io: Io): Promise<void> {
       end.signal,
     );
     writeSite(folder, places, broker.port, options.seed);
+    const words = introduction(folder, places, broker.port);
+    io.out(io.isTerminal ? `\x1b[2J\x1b[H${words}` : `${words}\n`);
     for (const place of places) {
       const pi = new DemoPi({
         ...place,
@@ -87,7 +90,7 @@ export async function runDemo(options: DemoOptions, io: Io): Promise<void> {
       pi.start();
       await sleep(START_APART_MS, undefined, { signal: stop }).catch(() => undefined);
     }
-    await show(screen, introduction(folder, places, broker.port), io, stop);
+    await show(screen, words, io, stop);
     await Promise.all(pis.map((pi) => pi.stop()));
   } finally {
     await Promise.all(pis.map((pi) => pi.stop()));
@@ -176,16 +179,18 @@ function introduction(folder: string, places: readonly Place[], port: number): s
   const fruit = join(folder, "fruit");
   const [first] = places;
   const victim = places[Math.min(2, places.length - 1)];
+  const from = `--broker mqtt://127.0.0.1:${port} --site ${SITE} --node ${first?.node}`;
   return `A simulated site: ${places.length} nodes on ${Math.ceil(places.length / 2)} boards, each a real agent; ${first?.node} controls the boards.
 MQTT broker: mqtt://127.0.0.1:${port}   files and logs: ${folder}
 
 Try in a second terminal:
   ${fruit} power status
-  ${fruit} power cycle ${victim?.outlet} --reason "hung in U-Boot"
+  ${fruit} power cycle ${victim?.outlet} --reason "hung in U-Boot"     # watch it go off the air and boot again
   ${fruit} lock ${victim?.outlet} --for 2h --reason "kernel test"
-  ${fruit} power off ${first?.outlet}
+  ${fruit} power off ${first?.outlet}     # refused: it feeds the controller itself
   ${fruit} audit verify
-  ${fruit} power cycle ${victim?.outlet} --reason "from home" --broker mqtt://127.0.0.1:${port} --site ${SITE} --node ${first?.node} --key ${folder}/technician
+  ${fruit} power status ${from}     # the same from anywhere
+  ${fruit} power cycle ${victim?.outlet} --reason "from home" ${from} --key ${folder}/technician
   mosquitto_sub -h 127.0.0.1 -p ${port} -v -t 'fruit/#'
 Ctrl-C ends it.
 `;
@@ -193,10 +198,11 @@ Ctrl-C ends it.
 
 /** Says how to use it, then shows the site: in place on a terminal, elsewhere an event a line (by `Screen`). */
 async function show(screen: Screen, introduction: string, io: Io, stop: AbortSignal): Promise<void> {
-  if (!io.isTerminal) io.out(`${introduction}\n`);
   while (!stop.aborted) {
-    if (io.isTerminal) io.out(`\x1b[H\x1b[2J${introduction}\n${screen.table()}`);
-    await sleep(1000, undefined, { signal: stop }).catch(() => undefined);
+    // Over the old lines rather than on an empty screen, which would flicker
+    if (io.isTerminal)
+      io.out(`\x1b[H${`${introduction}\n${screen.table()}`.replaceAll("\n", "\x1b[K\n")}\x1b[J`);
+    await sleep(REDRAW_MS, undefined, { signal: stop }).catch(() => undefined);
   }
   io.out(`${io.isTerminal ? "" : `\n${screen.table()}`}demo: over; ${screen.online} nodes were online\n`);
 }

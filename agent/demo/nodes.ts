@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { openSync } from "node:fs";
+import { closeSync, openSync } from "node:fs";
 import { argv, execPath } from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { OutletId } from "../../hal/ports.ts";
@@ -59,13 +59,19 @@ export class DemoPi implements SimHost {
     }
   }
 
-  /** Starts the agent without waiting for a boot. */
+  /** Starts the agent without waiting for a boot. Attached: when the demo dies, however it dies, its agents end. */
   start(): void {
     const log = openSync(this.#logFile, "a");
-    const child = spawn(execPath, [...program(), "agent", "--hal", "sim", "--config", this.#config], {
-      stdio: ["ignore", "ignore", log],
-      env: { PATH: process.env.PATH, LD_LIBRARY_PATH: process.env.LD_LIBRARY_PATH },
-    });
+    const child = spawn(
+      execPath,
+      [...program(), "agent", "--hal", "sim", "--attached", "--config", this.#config],
+      {
+        // Its input is ours: when the demo dies, however it dies, its agents end.
+        stdio: ["pipe", "ignore", log],
+        env: { PATH: process.env.PATH, LD_LIBRARY_PATH: process.env.LD_LIBRARY_PATH },
+      },
+    );
+    closeSync(log);
     this.#child = child;
     this.#report(this.#outlet, "running");
     // An agent that dies by itself is started again, as the init of a Pi would.

@@ -22,8 +22,9 @@ export interface Heard {
 /** Listens until it is disposed of. */
 export class Observer implements AsyncDisposable {
   readonly nodes = new Map<string, Heard>();
-  /** Every message, whoever sent it. */
+  /** Every message, whoever sent it, and those of them that were sent to be retained. */
   messages = 0;
+  retained = 0;
   readonly #child: Bun.Subprocess<"ignore", "pipe", "inherit">;
 
   constructor(port: number) {
@@ -38,8 +39,11 @@ export class Observer implements AsyncDisposable {
         "fruit/#",
         "-t",
         "homeassistant/#",
+        "-V",
+        "5",
+        "--retain-as-published",
         "-F",
-        "%t %p",
+        "%r %t %p",
       ],
       { stdin: "ignore", stdout: "pipe", stderr: "inherit" },
     );
@@ -62,8 +66,9 @@ export class Observer implements AsyncDisposable {
 
   #hear(line: string): void {
     this.messages++;
-    const end = line.indexOf(" ");
-    const [root, , , name = "", kind, ...instance] = line.slice(0, end).split("/");
+    if (line.startsWith("1")) this.retained++;
+    const end = line.indexOf(" ", 2);
+    const [root, , , name = "", kind, ...instance] = line.slice(2, end).split("/");
     if (root !== "fruit" || name === "all") return;
     const node = this.nodes.get(name) ?? newcomer();
     this.nodes.set(name, node);

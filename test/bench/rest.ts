@@ -52,7 +52,7 @@ export async function rest(): Promise<Table> {
     rows: found.map((one) => row(one, fruit, seconds)),
     notes: [
       `the agent is ${FRUIT.name}, MQTT to Mosquitto, a simulated Pi Stack board on RS-485 polled every 10 s`,
-      "the kernel counts CPU in steps of 10 ms; the loop's children (cut, awk, df, mosquitto_pub) are in its CPU, not in its RSS",
+      "the loop's children (cut, awk, df, mosquitto_pub) are in its CPU, counted in steps of 10 ms, and not in its RSS",
       verdict("RSS", fruit.rssKib / 1024, 60, "MiB"),
       verdict("anonymous", fruit.anonKib / 1024, 20, "MiB"),
       verdict("CPU", fruit.cpuMs / seconds / 10, 1, "%"),

@@ -22,7 +22,9 @@ test.skipIf(!HAS_NPX)(
       const path = Bun.which(program);
       if (path) symlinkSync(path, join(bin, program));
     }
-    const registry = Object.fromEntries(Object.entries(process.env).filter(([name]) => /^npm_config_|proxy$|^NODE_EXTRA/i.test(name)));
+    const registry = Object.fromEntries(
+      Object.entries(process.env).filter(([name]) => /^npm_config_|proxy$|^NODE_EXTRA/i.test(name)),
+    );
     const readme = await Bun.file(join(clone, "README.md")).text();
     const line = /npx -y bun@\S+ run demo/.exec(readme)?.[0] ?? "no demo in the README";
     const demo = Bun.spawn([...line.split(" "), "--for", "5"], {
@@ -31,7 +33,11 @@ test.skipIf(!HAS_NPX)(
       stdout: "pipe",
       stderr: "pipe",
     });
-    const [out, err, exit] = await Promise.all([new Response(demo.stdout).text(), new Response(demo.stderr).text(), demo.exited]);
+    const [out, err, exit] = await Promise.all([
+      new Response(demo.stdout).text(),
+      new Response(demo.stderr).text(),
+      demo.exited,
+    ]);
     expect({ exit, err: exit === 0 ? "" : err }).toEqual({ exit: 0, err: "" });
     expect(out).toContain("8 nodes were online");
   },

@@ -1,0 +1,232 @@
+import { expect, test } from "bun:test";
+import { ConfigError, parseConfig } from "../agent/config.ts";
+import { seeded } from "./fakes.ts";
+import { fruit, scratch } from "./node.ts";
+import { FUZZ } from "./sim.ts";
+
+/** What is wrong with a document; nothing when it is good. */
+function problems(document: unknown): readonly string[] {
+  try {
+    parseConfig("node.json", document);
+    return [];
+  } catch (error) {
+    if (error instanceof ConfigError) return error.problems;
+    throw error;
+  }
+}
+
+const bus = (more: object = {}) => ({ driver: "pistack-rs485", device: "/dev/ttyS0", boards: [0], ...more });
+const powered = (power: object) => ({ site: "lab", power: { buses: [bus()], ...power } });
+const connected = (mqtt: object) => ({ site: "lab", mqtt: { url: "mqtt://broker", ...mqtt } });
+
+test("a site's name is all that must be said", () => {
+  const config = parseConfig("node.json", { site: "lab" });
+  expect(config).toMatchObject({ data_dir: "/data/fruit", socket: "/run/fruit.sock", log_level: "info" });
+  expect(config.power).toMatchObject({
+    buses: [],
+    off_time_seconds: 3,
+    grace_seconds: 30,
+    changes_per_hour: 12,
+  });
+  expect(config.mqtt).toBeUndefined();
+});
+
+test.each<{ document: unknown; says: string[] }>([
+  { document: null, says: ["(top): expected an object, received null"] },
+  { document: "lab", says: ['(top): expected an object, received "lab"'] },
+  { document: [], says: ["site: is missing"] },
+  { document: {}, says: ["site: is missing"] },
+  { document: { site: "Lab 1" }, says: ['site: "Lab 1" is no site: 1 to 32 of a-z, 0-9 and -'] },
+  { document: { site: "lab", node: "a/b" }, says: ['node: "a/b" is no node: 1 to 32 of a-z, 0-9 and -'] },
+  { document: { site: "lab", node: "+" }, says: ['node: "+" is no node: 1 to 32 of a-z, 0-9 and -'] },
+  { document: { site: "lab", sokcet: "/x", pwoer: {} }, says: ["sokcet: unknown key", "pwoer: unknown key"] },
+  { document: { site: "lab", socket: "run/x" }, says: ['socket: "run/x" is not an absolute path'] },
+  {
+    document: { site: "lab", telemetry: { interval_seconds: "60" } },
+    says: ['telemetry.interval_seconds: Invalid type: Expected number but received "60"'],
+  },
+  {
+    document: { site: "lab", telemetry: { interval_seconds: 1 } },
+    says: ["telemetry.interval_seconds: Invalid value: Expected >=10 but received 1"],
+  },
+  { document: { site: "lab", mqtt: {} }, says: ["mqtt.url: is missing"] },
+  {
+    document: connected({ url: "http://x" }),
+    says: ['mqtt.url: "http://x": expected mqtt://host[:port] or mqtts://host[:port]'],
+  },
+  {
+    document: connected({ url: "mqtt://x:99999" }),
+    says: ['mqtt.url: "mqtt://x:99999" names no host and port'],
+  },
+  { document: connected({ url: "mqtt://[::1" }), says: ['mqtt.url: "mqtt://[::1" names no host and port'] },
+  {
+    document: connected({ url: "mqtt://alice:secret@x" }),
+    says: ["mqtt.url: a user stands in it; use mqtt.username and mqtt.password_file"],
+  },
+  {
+    document: connected({ ca: "/ca.pem" }),
+    says: ["mqtt.url: mqtt://broker is not encrypted, but ca, cert or key is given (mqtts:// is meant?)"],
+  },
+  {
+    document: connected({ url: "mqtts://broker" }),
+    says: ["mqtt.ca: missing; mqtts needs the site's CA to pin"],
+  },
+  {
+    document: connected({ url: "mqtts://broker", ca: "/ca.pem", cert: "/c.pem" }),
+    says: ["mqtt.cert, mqtt.key: one without the other"],
+  },
+  { document: connected({ password_file: "/p" }), says: ["mqtt.password_file: without mqtt.username"] },
+  {
+    document: powered({ buses: [bus(), bus({ boards: [1, 0] })] }),
+    says: ["power.buses.1.boards: board 0 is already on bus 0"],
+  },
+  {
+    document: powered({ buses: [bus({ driver: "pistack-i2c", boards: [16] })] }),
+    says: ["power.buses.0.boards: 16 is more than DIP switches can say (15)"],
+  },
+  {
+    document: powered({ buses: [bus({ pis: 2 })] }),
+    says: ["power.buses.0.pis: boards of pistack-rs485 have two"],
+  },
+  {
+    document: powered({ outlets: { "1.0": {}, "0.2": {} } }),
+    says: ["power.outlets.1.0: no bus has board 1", "power.outlets.0.2: board 0 has 2 Pis, 0.0 to 0.1"],
+  },
+  {
+    document: powered({ outlets: { "00.0": {} } }),
+    says: ['power.outlets.00.0: "00.0" is no outlet: <board>.<pi>, such as 3.1'],
+  },
+  {
+    document: powered({ outlets: { "0.0": { name: "a", node: "pi1" }, "0.1": { name: "a", node: "pi1" } } }),
+    says: [
+      "power.outlets.0.1.name: a is already outlet 0.0",
+      "power.outlets.0.1.node: pi1 is already outlet 0.0",
+    ],
+  },
+  {
+    document: powered({ off_time_seconds: 1 }),
+    says: ["power.off_time_seconds: Invalid value: Expected >=2 but received 1"],
+  },
+  {
+    document: powered({ retry_seconds: 20, confirm_seconds: 10 }),
+    says: ["power.retry_seconds: 20 is longer than power.confirm_seconds 10"],
+  },
+  {
+    document: { site: "lab", commands: { unsigned_outlets: ["0.0"] } },
+    says: ["commands.unsigned_outlets.0: no bus has board 0"],
+  },
+])("it is said that $says", ({ document, says }) => {
+  expect(problems(document)).toEqual(says);
+});
+
+/** Everything at once: unknown keys, wrong types, wrong values, contradictions within a section and between two. */
+const WRONG = {
+  site: "Lab",
+  socekt: "/run/x.sock",
+  log: "debug",
+  mqtt: { url: "mqtts://broker", username: 7 },
+  telemetry: { interval_seconds: 1, gruops: {} },
+  power: {
+    buses: [bus({ pis: 3 }), bus({ boards: [0] })],
+    outlets: { "0.0": { name: "rack1-a" }, "0.1": { name: "rack1-a" }, "4.0": {} },
+    pol_seconds: 3,
+  },
+  commands: { allowed_signers: "/etc/fruit/allowed_signers", unsigned_outlets: ["5.0"], unsinged: [] },
+};
+
+const TOLD = (file: string) => `fruit: ${file}:
+  site: "Lab" is no site: 1 to 32 of a-z, 0-9 and -
+  mqtt.username: Invalid type: Expected string but received 7
+  telemetry.interval_seconds: Invalid value: Expected >=10 but received 1
+  telemetry.gruops: unknown key
+  power.pol_seconds: unknown key
+  commands.unsinged: unknown key
+  socekt: unknown key
+  log: unknown key
+  power.buses.0.pis: boards of pistack-rs485 have two
+  power.buses.1.boards: board 0 is already on bus 0
+  power.outlets.4.0: no bus has board 4
+  power.outlets.0.1.name: rack1-a is already outlet 0.0
+  commands.unsigned_outlets.0: no bus has board 5
+`;
+
+test("everything that is wrong is said at once, by the agent and by config check in the same words", async () => {
+  using folder = scratch();
+  const file = folder.file("node.json", WRONG);
+  const both = await Promise.all([
+    fruit(["config", "check", file]),
+    fruit(["agent", "--hal", "sim", "--config", file]),
+    fruit(["agent", "--hal", "sim"], { env: { FRUIT_CONFIG: file } }),
+  ]);
+  for (const run of both) expect(run).toEqual({ exit: 78, out: "", err: TOLD(file) });
+});
+
+test.each([
+  { what: "is not JSON", content: "{", says: /^fruit: .*node\.json:\n {2}is not JSON: / },
+  { what: "is empty", content: "", says: /^fruit: .*node\.json:\n {2}is not JSON: / },
+])("a file that $what is said with its name, exit 78", async ({ content, says }) => {
+  using folder = scratch();
+  const { exit, err } = await fruit(["config", "check", folder.file("node.json", content)]);
+  expect({ exit, err }).toEqual({ exit: 78, err: expect.stringMatching(says) });
+  expect(err).not.toContain("    at ");
+});
+
+test("a file that is not there, or is a folder, is said with its name, exit 78", async () => {
+  using folder = scratch();
+  const missing = await fruit(["config", "check", `${folder.path}/none.json`]);
+  expect(missing).toMatchObject({
+    exit: 78,
+    err: expect.stringContaining("none.json:\n  cannot be read: ENOENT"),
+  });
+  const place = await fruit(["agent", "--hal", "sim", "--config", folder.path]);
+  expect(place).toMatchObject({ exit: 78, err: expect.stringContaining("cannot be read: EISDIR") });
+});
+
+test("a good file is summed up in a line, and whole with --json", async () => {
+  using folder = scratch();
+  const file = folder.file("node.json", powered({}));
+  expect(await fruit(["config", "check", file])).toEqual({
+    exit: 0,
+    out: `${file}: good; site lab, 1 power buses, no broker\n`,
+    err: "",
+  });
+  const { out } = await fruit(["config", "check", file, "--json"]);
+  expect(JSON.parse(out)).toMatchObject({
+    schema: "fruit.config.check/1",
+    config: { power: { poll_seconds: 10 } },
+  });
+});
+
+test("whatever a document holds, it is good or its problems are named", () => {
+  const random = seeded(3);
+  const pick = <T>(all: readonly T[]) => all[Math.floor(random() * all.length)] as T;
+  const odd = [
+    null,
+    true,
+    -1,
+    Number.POSITIVE_INFINITY,
+    "",
+    "x",
+    [],
+    {},
+    [[]],
+    { __proto__: null },
+    "0.0",
+    "mqtt://x",
+    ["0.0"],
+    [256],
+  ];
+  const mutate = (value: unknown): unknown => {
+    if (random() < 0.15) return pick(odd);
+    if (Array.isArray(value)) return value.map(mutate);
+    if (typeof value !== "object" || value === null) return value;
+    return Object.fromEntries(
+      Object.entries(value).map(([key, one]) => [
+        random() < 0.05 ? pick(["", "x", "0.1", "site"]) : key,
+        mutate(one),
+      ]),
+    );
+  };
+  for (let n = 0; n < FUZZ / 4; n++)
+    for (const problem of problems(mutate(WRONG))) expect(problem).toMatch(/^.*: ./);
+});
