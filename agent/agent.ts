@@ -15,6 +15,7 @@ import { createClock } from "./clock.ts";
 import type { CommandResult } from "./commands.ts";
 import type { Config } from "./config.ts";
 import { Dispatcher } from "./dispatch.ts";
+import { holdFolder } from "./hold.ts";
 import { nodeIdOf } from "./identity.ts";
 import { Journal } from "./journal.ts";
 import type { Log } from "./log.ts";
@@ -38,6 +39,8 @@ const AUDIT_HEAD_MS = 3_600_000;
 
 /** Runs the node until the signal aborts; rejects when a part cannot go on. */
 export async function runAgent(config: Config, hal: Hal, log: Log, signal: AbortSignal): Promise<void> {
+  // Before anything of the node's is opened
+  using _held = holdFolder(config.data_dir);
   const { machine } = hal;
   const node = config.node ?? nodeIdOf(machine);
   const clock = createClock(machine);
@@ -104,6 +107,9 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     hal: hal.kind,
   });
   tell("agent.started", { version: BUILD.version });
+  await audit
+    .append({ src: "agent", who: "agent", verb: "agent.start", decision: "allowed" }, { durable: false })
+    .catch((error) => log("error", "audit.failed", { error: String(error) }));
 
   const connected = new AbortController();
   const link = uplink.part(connected.signal);
@@ -124,7 +130,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     working.abort();
     await Promise.race([Promise.allSettled([parts, dispatcher.idle()]), sleep(STOP_MS)]);
     connected.abort();
-    await link;
+    await link.catch(() => undefined);
     for (const open of [...controllers, journal, audit]) await open.close().catch(() => undefined);
     log("info", "agent.stopped", {});
   }
@@ -147,12 +153,21 @@ async function reportInterrupted(journal: Journal, audit: Audit, publish: Publis
       by: who,
     };
     log("warn", "command.interrupted", { id, verb, who });
-    await journal.finish(id, result);
-    await audit.append(
-      { id, src: "agent", who, verb, decision: "allowed", outcome: "unconfirmed", code: "restarted" },
-      { durable: true },
-    );
     publish("res", id, result);
+    const entry = {
+      id,
+      src: "agent",
+      who,
+      verb,
+      decision: "allowed",
+      outcome: "unconfirmed",
+      code: "restarted",
+    } as const;
+    // A full disk must not keep a node from starting; it is said again at the next start.
+    await journal
+      .finish(id, result)
+      .then(() => audit.append(entry, { durable: true }))
+      .catch((error) => log("error", "journal.failed", { id, error: String(error) }));
   }
 }
 

@@ -4,7 +4,6 @@ import { parseArgs } from "node:util";
 import { CONFIG_PATH, readConfig } from "./config.ts";
 import { openHardware } from "./hardware.ts";
 import { jsonLog } from "./log.ts";
-import { refuseTaken } from "./socket.ts";
 import { CliError, type CliVerb, EXIT } from "./terminal.ts";
 
 /** How often an attached agent looks whether it still has a parent. */
@@ -23,8 +22,6 @@ export const AGENT_VERBS: readonly CliVerb[] = [
       });
       const config = readConfig(values.config ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH);
       if (io.env.FRUIT_SOCKET) config.socket = io.env.FRUIT_SOCKET;
-      // Before anything is opened: a second agent must not touch the files of the first.
-      await refuseTaken(config.socket);
       const hal = await openHardware(values.hal ?? io.env.FRUIT_HAL ?? "linux", config);
       const log = jsonLog(io.err, config.log_level);
       const { runAgent } = await import("./agent.ts");

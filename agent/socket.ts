@@ -41,11 +41,8 @@ export class SocketTakenError extends CliError {
   }
 }
 
-/**
- * Rejects with `SocketTakenError` when an agent answers on `path`, and when something that is no socket stands there.
- * The files of an agent are its own, so a second one asks this before it opens any.
- */
-export async function refuseTaken(path: string): Promise<void> {
+/** Rejects with `SocketTakenError` when an agent answers on `path`, and when something that is no socket stands there. */
+async function refuseTaken(path: string): Promise<void> {
   const found = lstatSync(path, { throwIfNoEntry: false });
   if (found && !found.isSocket())
     throw new CliError(EXIT.failed, `${path}: is there and is no socket; move it away, or name another`);

@@ -2,6 +2,7 @@ import { mkdirSync, readFileSync, renameSync } from "node:fs";
 import { open, rename } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
+import { syncDirectory } from "./lines.ts";
 import type { Log } from "./log.ts";
 
 /**
@@ -12,6 +13,8 @@ import type { Log } from "./log.ts";
 export class Store {
   readonly #dir: string;
   readonly #log: Log;
+  /** Documents that could not be read and are left alone. */
+  readonly #spared = new Set<string>();
   readonly #writing = new Map<string, Promise<void>>();
 
   constructor(dir: string, log: Log) {
@@ -30,8 +33,11 @@ export class Store {
     try {
       text = readFileSync(file, "utf8");
     } catch (cause) {
-      if ((cause as NodeJS.ErrnoException).code !== "ENOENT")
+      if ((cause as NodeJS.ErrnoException).code !== "ENOENT") {
+        // It is there and may be good: this run does without it, and does not write over it.
+        this.#spared.add(name);
         this.#log("error", "store.unreadable", { file, error: String(cause) });
+      }
       return fallback;
     }
     try {
@@ -45,6 +51,7 @@ export class Store {
 
   /** Resolves when the document is on the disk. Saves of one name happen in the order they were asked for. */
   async save(name: string, document: unknown): Promise<void> {
+    if (this.#spared.has(name)) return;
     const text = `${JSON.stringify(document)}\n`;
     const before = this.#writing.get(name) ?? Promise.resolve();
     const writing = before.catch(() => undefined).then(() => this.#replace(name, text));
@@ -63,11 +70,6 @@ export class Store {
       await handle.close();
     }
     await rename(temporary, file);
-    const directory = await open(this.#dir, "r");
-    try {
-      await directory.sync();
-    } finally {
-      await directory.close();
-    }
+    await syncDirectory(this.#dir);
   }
 }

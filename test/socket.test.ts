@@ -217,8 +217,21 @@ test.concurrent("a second agent ends with exit 3 and touches nothing of the firs
       readFileSync(join(other.path, "data", name), "utf8"),
     );
   const before = files();
-  const { exit, err } = await fruit(["agent", "--hal", "sim", "--config", first.config]);
-  expect({ exit, err }).toEqual({ exit: 3, err: `fruit: ${first.socket}: another agent is running there\n` });
+  const sameSocket = other.file("second.json", {
+    site: "lab",
+    data_dir: join(other.path, "second"),
+    socket: first.socket,
+  });
+  const sameFolder = other.file("third.json", {
+    site: "lab",
+    data_dir: join(other.path, "data"),
+    socket: join(other.path, "third.sock"),
+  });
+  for (const config of [first.config, sameSocket, sameFolder])
+    expect(await fruit(["agent", "--hal", "sim", "--config", config])).toMatchObject({
+      exit: 3,
+      err: expect.stringMatching(/^fruit: \S+: another agent is running there.*\n$/),
+    });
   expect(files()).toEqual(before);
   // What the first one records from now on reaches the disk, where a restart finds it.
   expect(await first.cli("lock", "0.1", "--reason", "mine")).toMatchObject({ exit: 0 });

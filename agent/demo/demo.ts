@@ -15,7 +15,7 @@ import { serveBus } from "../../hal/sim/wire.ts";
 import { makeKey } from "../sign/keygen.ts";
 import type { Io } from "../terminal.ts";
 import { startBroker } from "./broker.ts";
-import { DemoPi, program } from "./nodes.ts";
+import { DemoPi, program, type Report } from "./nodes.ts";
 import { Screen } from "./screen.ts";
 
 /** What the demo was asked to be. */
@@ -45,45 +45,38 @@ interface Place {
   socket: string;
 }
 
-/** Runs the demo until its time is up or the signal aborts. */
+/** Runs the demo until its time is up or the signal aborts; a temporary folder goes with it. */
 export async function runDemo(options: DemoOptions, io: Io): Promise<void> {
   const folder = options.state ? resolve(options.state) : mkdtempSync(join(tmpdir(), "fruit-"));
   mkdirSync(folder, { recursive: true, mode: 0o700 });
+  try {
+    await runSite(folder, options, io);
+  } finally {
+    if (!options.state) rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+async function runSite(folder: string, options: DemoOptions, io: Io): Promise<void> {
+  const limits = options.seconds === undefined ? [] : [AbortSignal.timeout(options.seconds * 1000)];
+  const stop = AbortSignal.any([io.signal, ...limits]);
   const end = new AbortController();
-  const stop = AbortSignal.any([
-    io.signal,
-    end.signal,
-    ...(options.seconds === undefined ? [] : [AbortSignal.timeout(options.seconds * 1000)]),
-  ]);
   const places = placesOf(folder, options);
   const screen = new Screen(SITE, places, io.isTerminal ? () => undefined : (line) => io.out(`${line}\n`));
   const pis: DemoPi[] = [];
+  const { port, seed, faults } = options;
+  await using broker = await startBroker(port, 1883, (topic, payload) => screen.heard(topic, payload));
+  const boards = [...new Set(places.map(({ outlet }) => Number(outlet.split(".")[0])))];
+  const stack = new SimStack({ boards, seed, faults, statePath: join(folder, "boards.json") });
+  const bus = new Rs485Link(stack, "rs485", true);
+  const speak = (request: Uint8Array) => bus.exchange(request, isReply, 300);
+  await serveBus(join(folder, "rs485.sock"), speak, isRequest, end.signal);
+  writeSite(folder, places, broker.port, seed);
+  const words = introduction(folder, places, broker.port);
+  io.out(io.isTerminal ? `\x1b[2J\x1b[H${words}` : `${words}\n`);
   try {
-    await using broker = await startBroker(options.port, 1883, (topic, payload) =>
-      screen.heard(topic, payload),
-    );
-    const stack = new SimStack({
-      boards: [...new Set(places.map(({ outlet }) => Number(outlet.split(".")[0])))],
-      seed: options.seed,
-      faults: options.faults,
-      statePath: join(folder, "boards.json"),
-    });
-    const bus = new Rs485Link(stack, "rs485", true);
-    await serveBus(
-      join(folder, "rs485.sock"),
-      (request) => bus.exchange(request, isReply, 300),
-      isRequest,
-      end.signal,
-    );
-    writeSite(folder, places, broker.port, options.seed);
-    const words = introduction(folder, places, broker.port);
-    io.out(io.isTerminal ? `\x1b[2J\x1b[H${words}` : `${words}\n`);
     for (const place of places) {
-      const pi = new DemoPi({
-        ...place,
-        logFile: join(folder, `${place.node}.log`),
-        report: (outlet, state) => stack.report(outlet, state),
-      });
+      const report: Report = (outlet, state) => stack.report(outlet, state);
+      const pi = new DemoPi({ ...place, logFile: join(folder, `${place.node}.log`), report });
       pis.push(pi);
       stack.on(place.outlet);
       stack.attach(place.outlet, pi);
@@ -91,11 +84,10 @@ export async function runDemo(options: DemoOptions, io: Io): Promise<void> {
       await sleep(START_APART_MS, undefined, { signal: stop }).catch(() => undefined);
     }
     await show(screen, words, io, stop);
-    await Promise.all(pis.map((pi) => pi.stop()));
   } finally {
+    // While the broker still listens, so that they can say goodbye
     await Promise.all(pis.map((pi) => pi.stop()));
     end.abort();
-    if (!options.state) rmSync(folder, { recursive: true, force: true });
   }
 }
 
@@ -162,7 +154,7 @@ function controller(folder: string, places: readonly Place[], signers: string) {
       outlets: Object.fromEntries(
         places.map(({ outlet, node }, index) => [
           outlet,
-          { name: `rack1-${String.fromCharCode(97 + index)}`.slice(0, 32), node },
+          { name: `rack${1 + Math.floor(index / 26)}-${String.fromCharCode(97 + (index % 26))}`, node },
         ]),
       ),
       poll_seconds: 2,

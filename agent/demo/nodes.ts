@@ -9,7 +9,7 @@ import type { SimHost } from "../../hal/sim/stack.ts";
 const BOOT_MS = 2500;
 
 /** What a simulated Pi tells the boards about itself. */
-type Report = (outlet: OutletId, state: "starting" | "running" | "stopping" | "halted") => void;
+export type Report = (outlet: OutletId, state: "starting" | "running" | "stopping" | "halted") => void;
 
 /**
  * One Pi of the demo: its supply starts and kills a real agent process. Cutting the supply is SIGKILL, so the broker

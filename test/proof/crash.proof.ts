@@ -6,11 +6,10 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { verifyAudit } from "../../agent/chain.ts";
-import type { CommandResult } from "../../agent/commands.ts";
 import { aedes } from "../broker.ts";
-import { askSocket, journalOf, place, SITE, sealed, signers } from "../doors.ts";
+import { askSocket, type Boards, journalOf, place, SITE, sealed, signers } from "../doors.ts";
 import { seeded } from "../fakes.ts";
-import { FRUIT, scratch, until } from "../node.ts";
+import { type Agent, FRUIT, scratch, until } from "../node.ts";
 
 const KILLS = Number(process.env.FRUIT_KILLS ?? 60);
 const SEED = Number(process.env.FRUIT_SEED ?? 1);
@@ -32,7 +31,17 @@ afterAll(async () => {
 
 const VERBS = ["power.cycle", "power.cycle", "power.reset", "power.off", "power.on", "lock.set"] as const;
 
-/** One node's life of sudden deaths. Returns what its commands had come to when it died. */
+type Place = Awaited<ReturnType<typeof place>>;
+
+/** A command on its way to an outlet of its own, so that whatever is said to the outlet is its doing. */
+interface Sent {
+  id: string;
+  verb: (typeof VERBS)[number];
+  outlet: string;
+  text: string;
+}
+
+/** One node's life of sudden deaths. Returns what its commands had come to each time it died. */
 async function live(node: string, kills: number, random: () => number): Promise<string[]> {
   await using here = await place(folder.path, node, broker.port, {
     version: 4,
@@ -40,113 +49,115 @@ async function live(node: string, kills: number, random: () => number): Promise<
     boards: [0, 1],
     settings: { commands: { allowed_signers: people.file } },
   });
-  const { boards, person, start } = here;
   const fates: string[] = [];
-  let agent = await start();
-  await person.status("online");
+  let agent = await here.start();
   for (let kill = 0; kill < kills; kill++) {
-    // One command for each outlet, so that whatever is said to an outlet is its command's doing.
-    const sent = boards.stack.outlets.slice(0, 1 + Math.floor(random() * 4)).map((outlet, index) => {
-      const verb = VERBS[Math.floor(random() * VERBS.length)] ?? "power.cycle";
-      return { outlet, verb, id: `${node}-${kill}-${index}`, isForced: random() < 0.5 };
-    });
-    const from = boards.said.length;
-    // A third each: on a word on the bus, soon after the commands, at any time.
-    const way = Math.floor(random() * 3);
-    const words = 1 + Math.floor(random() * 60);
-    const delayMs = random() * (way === 1 ? 60 : 4000);
-    const killed = agent;
-    boards.onRequest = () => {
-      if (way === 0 && boards.said.length - from >= words) killed.kill("SIGKILL");
-    };
-    const envelopes = new Map<string, string>();
-    for (const { id, verb, outlet, isForced } of sent) {
-      const args =
-        verb === "lock.set"
-          ? { outlet, for_seconds: 60 }
-          : { outlets: [outlet], ...(isForced ? { force: true } : {}) };
-      const text = await sealed(people.keys.alice, id, verb, args, { node, reason: "proof" });
-      envelopes.set(id, text);
-      await person.say(`cmd/${verb}`, text);
-    }
-    if (way !== 0) await Bun.sleep(delayMs);
-    if (way !== 0) killed.kill("SIGKILL");
-    await killed.exited;
-    boards.onRequest = () => undefined;
-    const atDeath = { supplies: boards.supplies, switched: boards.switched.length };
-    const done = boards.said.slice(from);
-    for (const { id, verb, outlet } of sent) {
-      const { accepted, finished } = journalOf(killed, id);
-      const answers = person.heard(`res/${id}`) as CommandResult[];
-      const isTold = answers.some(({ state }) => state === "accepted");
-      const isOnWire = done.some((what) => /^(on|forceOff|signal) /.test(what) && what.endsWith(outlet));
-      // Nothing was promised or done that is not on record.
-      expect({
-        id,
-        isRecorded: accepted !== undefined || !(isTold || (verb !== "lock.set" && isOnWire)),
-      }).toEqual({
-        id,
-        isRecorded: true,
-      });
-      fates.push(accepted ? (finished ? String(finished.state) : "interrupted") : "never accepted");
-    }
-
-    // Sometimes the next one dies while it starts.
-    if (random() < 0.3) {
-      const early = Bun.spawn([...FRUIT.command, "agent", "--hal", "sim", "--config", killed.config], {
-        env: { PATH: process.env.PATH ?? "", ...FRUIT.env },
-        stdio: ["ignore", "ignore", "ignore"],
-      });
-      await Bun.sleep(random() * 200);
-      early.kill("SIGKILL");
-      await early.exited;
-    }
-    agent = await start();
-    await boards.looked();
-    expect(boards.switched).toHaveLength(atDeath.switched);
-    expect(boards.supplies).toBe(atDeath.supplies);
-    await person.status("online");
-    for (const { id, verb } of sent) {
-      const { accepted, finished } = journalOf(agent, id);
-      if (!accepted) continue;
-      expect(finished?.id).toBe(id);
-      if (finished?.state === "unconfirmed" && finished.code === "restarted")
-        expect(JSON.stringify(await askSocket(agent.socket, "job.get", { id }))).toContain(
-          '"code":"restarted"',
-        );
-      const seen = person.tap.heard.length;
-      await person.say(`cmd/${verb}`, envelopes.get(id) ?? "");
-      const again = await person.final(`fruit/v1/${SITE}/${node}/res/${id}`, seen);
-      expect(again).toMatchObject({ state: "refused", code: "duplicate" });
-    }
-    expect(boards.switched).toHaveLength(atDeath.switched);
-    const { problems } = await verifyAudit(join(here.folder, "data/audit"), { files: 4 });
-    expect(problems).toEqual([]);
+    await here.person.status("online");
+    const from = here.boards.said.length;
+    const sent = await compose(here, `${node}-${kill}`, node, random);
+    await die(here, agent, sent, random);
+    const { supplies } = here.boards;
+    const switched = here.boards.switched.length;
+    fates.push(...sent.map((command) => fate(here, agent, command, here.boards.said.slice(from))));
+    if (random() < 0.3) await dieYoung(agent.config, random() * 200);
+    agent = await here.start();
+    await here.boards.looked();
+    await here.person.status("online");
+    for (const command of sent) await isSettled(here, agent, command);
+    expect(here.boards.switched).toHaveLength(switched);
+    expect(here.boards.supplies).toBe(supplies);
+    expect((await verifyAudit(join(here.folder, "data/audit"), { files: 4 })).problems).toEqual([]);
     expect(existsSync(join(here.folder, "data/state/power.json.bad"))).toBe(false);
-    // Whole and on, for the next round.
-    await settle(
-      agent.socket,
-      boards.stack.outlets.filter((outlet) => !boards.stack.pi(outlet).supply),
-    );
+    await restore(agent.socket, here.boards);
   }
   agent.kill("SIGKILL");
   await agent.exited;
   return fates;
 }
 
-async function settle(socket: string, outlets: readonly string[]): Promise<void> {
-  for (const { outlet } of await locks(socket))
-    await askSocket(socket, "lock.clear", { outlet, kick: true }, { reason: "proof" });
-  if (outlets.length === 0) return;
-  await until(
-    "all are on",
-    async () => (await askSocket(socket, "power.on", { outlets })).at(-1)?.state !== "refused",
+/** Commands for some of the outlets. */
+function compose({ boards }: Place, prefix: string, node: string, random: () => number): Promise<Sent[]> {
+  const outlets = boards.stack.outlets.slice(0, 1 + Math.floor(random() * 4));
+  return Promise.all(
+    outlets.map(async (outlet, index): Promise<Sent> => {
+      const verb = VERBS[Math.floor(random() * VERBS.length)] ?? "power.cycle";
+      const id = `${prefix}-${index}`;
+      const force = random() < 0.5;
+      const args = verb === "lock.set" ? { outlet, for_seconds: 60 } : { outlets: [outlet], force };
+      return {
+        id,
+        verb,
+        outlet,
+        text: await sealed(people.keys.alice, id, verb, args, { node, reason: "proof" }),
+      };
+    }),
   );
 }
 
-async function locks(socket: string): Promise<{ outlet: string }[]> {
-  const answer = (await askSocket(socket, "lock.list")).at(-1);
-  return (answer?.result as { locks: { outlet: string }[] } | undefined)?.locks ?? [];
+/** Sends the commands and kills the agent: on a word on the bus, soon after, or at any time. */
+async function die(
+  { boards, person }: Place,
+  agent: Agent,
+  sent: Sent[],
+  random: () => number,
+): Promise<void> {
+  const way = Math.floor(random() * 3);
+  const word = boards.said.length + 1 + Math.floor(random() * 60);
+  const delayMs = random() * (way === 1 ? 60 : 4000);
+  boards.onRequest = () => {
+    if (way === 0 && boards.said.length >= word) agent.kill("SIGKILL");
+  };
+  for (const { verb, text } of sent) await person.say(`cmd/${verb}`, text);
+  if (way !== 0) {
+    await Bun.sleep(delayMs);
+    agent.kill("SIGKILL");
+  }
+  await agent.exited;
+  boards.onRequest = () => undefined;
+}
+
+/** What became of a command by the time its agent died. Fails when something was promised or done that is not on record. */
+function fate({ person }: Place, agent: Agent, { id, verb, outlet }: Sent, said: readonly string[]): string {
+  const { accepted, finished } = journalOf(agent, id);
+  if (accepted) return finished ? String(finished.state) : "interrupted";
+  expect(person.heard(`res/${id}`).filter(({ state }) => state === "accepted")).toEqual([]);
+  if (verb !== "lock.set")
+    expect(said.filter((what) => /^(on|forceOff|signal) /.test(what) && what.endsWith(outlet))).toEqual([]);
+  return "never accepted";
+}
+
+/** An agent that does not live long enough to say that it has started. */
+async function dieYoung(config: string, afterMs: number): Promise<void> {
+  const agent = Bun.spawn([...FRUIT.command, "agent", "--hal", "sim", "--config", config], {
+    env: { PATH: process.env.PATH ?? "", ...FRUIT.env },
+    stdio: ["ignore", "ignore", "ignore"],
+  });
+  await Bun.sleep(afterMs);
+  agent.kill("SIGKILL");
+  await agent.exited;
+}
+
+/** An accepted command has an end, whoever asks is told, and it is never done again. */
+async function isSettled({ person }: Place, agent: Agent, { id, verb, text }: Sent): Promise<void> {
+  const { accepted, finished } = journalOf(agent, id);
+  if (!accepted) return;
+  expect(finished?.id).toBe(id);
+  const job = (await askSocket(agent.socket, "job.get", { id })).at(-1);
+  expect(job?.result).toMatchObject({ jobs: [{ id, verb, state: finished?.state }] });
+  const seen = person.tap.heard.length;
+  await person.say(`cmd/${verb}`, text);
+  const again = await person.final(`fruit/v1/${SITE}/${accepted.id.split("-")[0]}/res/${id}`, seen);
+  expect(again).toMatchObject({ state: "refused", code: "duplicate" });
+}
+
+/** Every outlet on and unlocked, for the next round. */
+async function restore(socket: string, boards: Boards): Promise<void> {
+  const locks = (await askSocket(socket, "lock.list")).at(-1)?.result as { locks: { outlet: string }[] };
+  for (const { outlet } of locks.locks)
+    await askSocket(socket, "lock.clear", { outlet, kick: true }, { reason: "proof" });
+  const outlets = boards.stack.outlets.filter((outlet) => !boards.stack.pi(outlet).supply);
+  if (outlets.length > 0) await askSocket(socket, "power.on", { outlets });
+  expect(boards.supplies).not.toContain("off");
 }
 
 test(`${KILLS} agents killed at moments of seed ${SEED} leave power alone, lose no accepted command and redo none`, async () => {
