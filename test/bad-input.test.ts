@@ -593,7 +593,11 @@ test.concurrent.skipIf(!disk)(
     expect(() => {
       for (;;) appendFileSync(filler, Buffer.alloc(4096));
     }).toThrow("ENOSPC");
-    expect(await fillUp(agent)).toMatchObject({ state: "refused", code: "audit" });
+    // Which of the two records has the last free bytes of a block is the disk's business.
+    expect(await fillUp(agent)).toMatchObject({
+      state: "refused",
+      code: expect.stringMatching(/^(audit|disk)$/),
+    });
     expect((await agent.cli("power", "off", "0.0", "--force", "--reason", "test")).err).toContain("ENOSPC");
     expect(boards.switched).toEqual([]);
     rmSync(filler);

@@ -59,7 +59,7 @@ test("the demo's commands work as printed, its nodes come and go with their powe
     printed.find((text) => text.includes(words)) ?? `nothing printed with "${words}"`;
 
   expect((await run(line("power status"))).out).toContain("rack1-c");
-  expect((await run(line("from anywhere"))).out).toContain("rack1-c");
+  expect((await run(line("power status --broker"))).out).toContain("rack1-c");
   const cycled = run(line("hung in U-Boot"));
   await until("the node is off the air", () => status(VICTIM) === "offline", 30_000);
   await until("the node is back", () => status(VICTIM) === "online", 30_000);
@@ -115,7 +115,26 @@ test("the demo's commands work as printed, its nodes come and go with their powe
 }, 120_000);
 
 test("--for ends the demo with exit 0", async () => {
-  const { exit, out } = await fruit(["demo", "--nodes", "1", "--for", "2"]);
+  const { exit, out } = await fruit(["demo", "--nodes", "2", "--for", "4"]);
   expect(exit).toBe(0);
-  expect(out).toContain("demo: over");
+  expect(out).toContain("demo: over; 2 nodes were online");
+}, 30_000);
+
+test("a port that is taken, and a folder with a demo in it, are refused by name, and nothing stays behind", async () => {
+  using folder = scratch();
+  const port = await freePort();
+  const other = Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } });
+  try {
+    const taken = await fruit(["demo", "--mqtt-port", String(port), "--state", folder.path]);
+    expect(taken).toMatchObject({
+      exit: 1,
+      err: `fruit: demo: port ${port} is taken; choose another with --mqtt-port\n`,
+    });
+  } finally {
+    other.stop(true);
+  }
+  folder.file("agent.pid", `${process.pid} 0\n`);
+  const held = await fruit(["demo", "--mqtt-port", String(port), "--state", folder.path]);
+  expect(held.err).toContain(`another agent is running there, process ${process.pid}`);
+  expect(held.exit).toBe(3);
 }, 30_000);

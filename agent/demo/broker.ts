@@ -12,13 +12,7 @@ export async function startBroker(
   fallback: number,
   heard: (topic: string, payload: Uint8Array) => void,
 ): Promise<DemoBroker> {
-  const aedes = await Aedes.createBroker();
-  aedes.on("publish", (packet, client) => {
-    // What the broker itself says ($SYS) is nobody's telemetry; a will comes without a client.
-    if (!packet.topic.startsWith("$SYS")) heard(packet.topic, Buffer.from(packet.payload));
-    void client;
-  });
-  const server = createServer(aedes.handle);
+  const server = createServer();
   const listen = (wanted: number) =>
     new Promise<number>((resolve, reject) => {
       server.once("error", reject);
@@ -27,7 +21,14 @@ export async function startBroker(
         resolve((server.address() as { port: number }).port);
       });
     });
+  // The port first: a broker that nobody can reach would still keep the process alive.
   const used = port === undefined ? await listen(fallback).catch(() => listen(0)) : await listen(port);
+  const aedes = await Aedes.createBroker();
+  server.on("connection", aedes.handle);
+  aedes.on("publish", (packet) => {
+    // What the broker itself says is nobody's telemetry.
+    if (!packet.topic.startsWith("$SYS")) heard(packet.topic, Buffer.from(packet.payload));
+  });
   return {
     port: used,
     [Symbol.asyncDispose]: () =>

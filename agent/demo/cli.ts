@@ -32,7 +32,7 @@ export const DEMO_VERBS: readonly CliVerb[] = [
       try {
         await runDemo(
           {
-            nodes: whole("nodes", values.nodes, 1, 32),
+            nodes: whole("nodes", values.nodes, 2, 32),
             seed: whole("seed", values.seed, 0, 2 ** 31),
             faults: values.fault ?? [],
             ...(values.for === undefined ? {} : { seconds: seconds("--for", values.for) }),

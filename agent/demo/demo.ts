@@ -12,8 +12,9 @@ import type { OutletId } from "../../hal/ports.ts";
 import { Rs485Link } from "../../hal/sim/rs485.ts";
 import { SimStack } from "../../hal/sim/stack.ts";
 import { serveBus } from "../../hal/sim/wire.ts";
+import { holdFolder } from "../hold.ts";
 import { makeKey } from "../sign/keygen.ts";
-import type { Io } from "../terminal.ts";
+import { CliError, EXIT, type Io } from "../terminal.ts";
 import { startBroker } from "./broker.ts";
 import { DemoPi, program, type Report } from "./nodes.ts";
 import { Screen } from "./screen.ts";
@@ -50,6 +51,7 @@ export async function runDemo(options: DemoOptions, io: Io): Promise<void> {
   const folder = options.state ? resolve(options.state) : mkdtempSync(join(tmpdir(), "fruit-"));
   mkdirSync(folder, { recursive: true, mode: 0o700 });
   try {
+    using _held = holdFolder(folder);
     await runSite(folder, options, io);
   } finally {
     if (!options.state) rmSync(folder, { recursive: true, force: true });
@@ -84,6 +86,8 @@ async function runSite(folder: string, options: DemoOptions, io: Io): Promise<vo
       await sleep(START_APART_MS, undefined, { signal: stop }).catch(() => undefined);
     }
     await show(screen, words, io, stop);
+    if (screen.online === 0)
+      throw new CliError(EXIT.failed, `demo: no node came online; see the logs in ${folder}`);
   } finally {
     // While the broker still listens, so that they can say goodbye
     await Promise.all(pis.map((pi) => pi.stop()));
@@ -133,7 +137,7 @@ function writeSite(folder: string, places: readonly Place[], port: number, seed:
   const [first] = places;
   const wrapper = `#!/bin/sh
 # fruit, at the controller of this demo
-export FRUIT_SOCKET='${first?.socket}' FRUIT_CONFIG='${first?.config}'
+export FRUIT_SOCKET='${first?.socket}' FRUIT_CONFIG='${first?.config}' FRUIT_HAL=sim
 exec ${words} "$@"
 `;
   writeFileSync(join(folder, "fruit"), wrapper);
@@ -177,11 +181,13 @@ MQTT broker: mqtt://127.0.0.1:${port}   files and logs: ${folder}
 
 Try in a second terminal:
   ${fruit} power status
-  ${fruit} power cycle ${victim?.outlet} --reason "hung in U-Boot"     # watch it go off the air and boot again
+ and watch a node go off the air and boot again, reserve it, be refused (that outlet feeds the controller itself):
+  ${fruit} power cycle ${victim?.outlet} --reason "hung in U-Boot"
   ${fruit} lock ${victim?.outlet} --for 2h --reason "kernel test"
-  ${fruit} power off ${first?.outlet}     # refused: it feeds the controller itself
+  ${fruit} power off ${first?.outlet}
   ${fruit} audit verify
-  ${fruit} power status ${from}     # the same from anywhere
+ the same from anywhere, signed with the technician's key, and what everybody hears:
+  ${fruit} power status ${from}
   ${fruit} power cycle ${victim?.outlet} --reason "from home" ${from} --key ${folder}/technician
   mosquitto_sub -h 127.0.0.1 -p ${port} -v -t 'fruit/#'
 Ctrl-C ends it.
