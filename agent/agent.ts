@@ -23,7 +23,6 @@ import type { Publish } from "./messages.ts";
 import { nodeCommands } from "./node.ts";
 import { type Part, together } from "./parts.ts";
 import { createPowerService } from "./power/service.ts";
-import { FailureLimit } from "./sign/limit.ts";
 import { openSocket } from "./socket.ts";
 import { Store } from "./store.ts";
 import { telemetry } from "./telemetry/part.ts";
@@ -91,7 +90,6 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     table: [...power.commands, ...nodeCommands({ machine, journal, boost: numbers.boost })],
     journal,
     audit,
-    refusalLimit: new FailureLimit({ burst: 60, secondsEach: 10 }),
     clock,
     log,
     signal: working.signal,

@@ -4,7 +4,7 @@
  */
 import { CliError, type CliVerb, EXIT, type Exit, type Io, UsageError } from "./terminal.ts";
 
-/** First word of a verb → the module that has it. Add a verb: a `CliVerb` in its capability's `cli.ts`. */
+/** First word of a verb → the modules that have it; others of theirs are left out. Add a verb: a `CliVerb` in its capability's `cli.ts`. */
 const VERBS: Record<string, () => Promise<readonly CliVerb[]>> = {
   agent: async () => (await import("./run.ts")).AGENT_VERBS,
   demo: async () => (await import("./demo/cli.ts")).DEMO_VERBS,
@@ -12,13 +12,16 @@ const VERBS: Record<string, () => Promise<readonly CliVerb[]>> = {
   lock: async () => (await import("./power/cli.ts")).POWER_VERBS,
   unlock: async () => (await import("./power/cli.ts")).POWER_VERBS,
   locks: async () => (await import("./power/cli.ts")).POWER_VERBS,
-  telemetry: async () => (await import("./telemetry/cli.ts")).TELEMETRY_VERBS,
+  telemetry: async () => [
+    ...(await import("./telemetry/cli.ts")).TELEMETRY_VERBS,
+    ...(await import("./node.ts")).NODE_VERBS,
+  ],
   identify: async () => (await import("./node.ts")).NODE_VERBS,
   job: async () => (await import("./node.ts")).NODE_VERBS,
   mqtt: async () => (await import("./mqtt/cli.ts")).MQTT_VERBS,
   sign: async () => (await import("./sign/cli.ts")).SIGN_VERBS,
   verify: async () => (await import("./sign/cli.ts")).SIGN_VERBS,
-  audit: async () => (await import("./sign/cli.ts")).AUDIT_VERBS,
+  audit: async () => (await import("./trail.ts")).AUDIT_VERBS,
   config: async () => (await import("./run.ts")).AGENT_VERBS,
   doctor: async () => (await import("./doctor.ts")).DOCTOR_VERBS,
   version: async () => (await import("./version.ts")).VERSION_VERBS,
@@ -64,12 +67,17 @@ async function dispatch(args: string[], io: Io, json: boolean): Promise<Exit> {
 /** The verb the words name, and all that begin with the same word. */
 async function findVerb(args: string[]): Promise<{ verb: CliVerb | undefined; family: readonly CliVerb[] }> {
   const [first = "", second] = args;
-  const load = Object.hasOwn(VERBS, first) ? VERBS[first] : undefined;
-  if (!load) throw new UsageError(`no verb "${first}"; there are ${Object.keys(VERBS).join(", ")}`);
-  const family = (await load()).filter((row) => row.words.split(" ")[0] === first);
+  const family = await familyOf(first);
   const verb =
     family.find((row) => row.words === `${first} ${second}`) ?? family.find((row) => row.words === first);
   return { verb, family };
+}
+
+/** All verbs that begin with a word. */
+async function familyOf(first: string): Promise<readonly CliVerb[]> {
+  const load = Object.hasOwn(VERBS, first) ? VERBS[first] : undefined;
+  if (!load) throw new UsageError(`no verb "${first}"; there are ${Object.keys(VERBS).join(", ")}`);
+  return (await load()).filter((row) => row.words.split(" ")[0] === first);
 }
 
 async function runVerb(verb: CliVerb, args: string[], io: Io, json: boolean): Promise<Exit> {
@@ -79,21 +87,29 @@ async function runVerb(verb: CliVerb, args: string[], io: Io, json: boolean): Pr
     await using door = await openDoor(args, io);
     return await verb.run({ args: door.args, io, json, send: door.send });
   } catch (error) {
-    if (isUsage(error)) throw new UsageError(`${verb.words}: ${error.message}\n${usage(verb).trimEnd()}`);
-    throw error;
+    const problem = usageProblem(error);
+    if (problem === undefined) throw error;
+    throw new UsageError(`${verb.words}: ${problem}\n${usage(verb).trimEnd()}`);
   }
 }
 
 const noDoor = () => Promise.reject(new Error("this verb works without the agent"));
 
-/** Our own usage errors, and the ones `util.parseArgs` throws in strict mode. */
-function isUsage(error: unknown): error is Error {
-  if (error instanceof UsageError) return true;
-  return error instanceof Error && String((error as NodeJS.ErrnoException).code).startsWith("ERR_PARSE_ARGS");
+/** What is wrong with the words: as our own usage errors say it, or those of `util.parseArgs` in fewer words; undefined when something else is. */
+function usageProblem(error: unknown): string | undefined {
+  if (error instanceof UsageError) return error.message;
+  const { code, message } = error as NodeJS.ErrnoException;
+  if (typeof code !== "string" || !code.startsWith("ERR_PARSE_ARGS")) return undefined;
+  const [, named = ""] = /'(?:-\w, )?([^' ]*)/.exec(message) ?? [];
+  const word = named.replace(/^--(?=\w$)/, "-");
+  if (code === "ERR_PARSE_ARGS_UNKNOWN_OPTION") return `no option ${word}`;
+  if (code === "ERR_PARSE_ARGS_UNEXPECTED_POSITIONAL") return `"${word}" is one word too many`;
+  if (message.includes("does not take")) return `${word} takes no value`;
+  return `${word} needs a value${message.includes("ambiguous") ? ` (one that begins with "-": ${word}=-…)` : ""}`;
 }
 
 function explain(error: unknown, io: Io): Exit {
-  if (isUsage(error)) {
+  if (error instanceof UsageError) {
     io.err(`fruit: ${error.message}\n`);
     return EXIT.usage;
   }
@@ -117,15 +133,8 @@ function usage(verb: CliVerb): string {
 }
 
 async function overview(): Promise<string> {
-  const seen = new Set<string>();
-  const lines: string[] = [];
-  for (const load of Object.values(VERBS)) {
-    for (const verb of await load()) {
-      if (seen.has(verb.words)) continue;
-      seen.add(verb.words);
-      lines.push(`  ${verb.words.padEnd(18)} ${verb.summary}\n`);
-    }
-  }
+  const families = await Promise.all(Object.keys(VERBS).map(familyOf));
+  const lines = families.flat().map(({ words, summary }) => `  ${words.padEnd(18)} ${summary}\n`);
   return `fruit: node software for stacks of Raspberry Pis
 
 ${lines.join("")}

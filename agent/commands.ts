@@ -1,8 +1,9 @@
 /**
  * What a node can be asked to do: one table, whichever of the three doors (socket, MQTT command, MQTT set)
- * the asking came by. A door proves who asks; `Commands.execute` decides whether they may, records it, and runs it.
+ * the asking came by. A door proves who asks; `Dispatcher.execute` decides whether they may, records it, and runs it.
  *
- * Order for every command: verb known → arguments valid → role → outlets → already seen → audit → journal → run.
+ * Order for every command: verb known → arguments valid → role → outlets → already seen → room → audit → journal → run.
+ * Reading skips outlets, already seen, audit and journal.
  */
 import * as v from "valibot";
 import type { OutletId } from "../hal/ports.ts";
@@ -21,6 +22,19 @@ export interface Caller {
   who: string;
   roles: ReadonlySet<Role>;
   mayOutlet(outlet: OutletId): boolean;
+}
+
+/**
+ * Whether somebody answers for a request: a key, or a person at the node. `anonymous` and `set` are anybody, and what
+ * anybody may do must not use up what the others need.
+ */
+export function isProven(who: string): boolean {
+  return who.startsWith("key:") || who.startsWith("local:");
+}
+
+/** Whose share of limits a request uses: that of a key, of the local socket, or the one that all of `anonymous` or `set` have together. */
+export function accountOf({ door, who }: Pick<Caller, "door" | "who">): string {
+  return door === "mqtt" ? who : door;
 }
 
 /** A command on its way, before its arguments were looked at. */
@@ -99,7 +113,6 @@ export const CODES = [
   "unauthorised",
   "unknown-outlet",
   "unknown-verb",
-  "unreachable",
   "wrong-node",
   "wrong-site",
   "wrong-topic",
@@ -114,9 +127,19 @@ export class Refusal extends Error {
     this.name = "Refusal";
     this.code = code;
   }
+
+  /** How a request ends that is refused so. */
+  get state(): "refused" | "expired" {
+    return this.code === "expired" ? "expired" : "refused";
+  }
 }
 
-/** States in the order they can come; the last five are final. */
+/** Foreign text in a message, a line or an answer: bounded. */
+export function clip(text: string, most = 64): string {
+  return text.length > most ? `${text.slice(0, most)}…` : text;
+}
+
+/** States in the order they can come; all but the first two are final. */
 export const COMMAND_STATES = [
   "accepted",
   "running",

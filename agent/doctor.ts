@@ -1,10 +1,10 @@
 import { parseArgs } from "node:util";
-import { openLinux } from "../hal/linux.ts";
 import { CONFIG_PATH } from "./config.ts";
 import { lineOf } from "./doctor/check.ts";
 import { checkImage } from "./doctor/image.ts";
-import { checkNode } from "./doctor/node.ts";
-import { type CliVerb, EXIT, UsageError } from "./terminal.ts";
+import { checkNode, look } from "./doctor/node.ts";
+import { openHardware } from "./hardware.ts";
+import { type CliVerb, EXIT, type Io, UsageError } from "./terminal.ts";
 
 /** `fruit doctor`: what stands in the way, on a node or in an image, one line each. Changes nothing. */
 export const DOCTOR_VERBS: readonly CliVerb[] = [
@@ -20,16 +20,14 @@ export const DOCTOR_VERBS: readonly CliVerb[] = [
         options: {
           image: { type: "string" },
           config: { type: "string" },
-          hal: { type: "string", default: "linux" },
+          hal: { type: "string" },
         },
       });
       if (flags.image !== undefined && flags.config !== undefined)
         throw new UsageError("--image and --config: an image's configuration is the one inside it");
-      if (flags.hal !== "linux" && flags.hal !== "sim")
-        throw new UsageError(`--hal ${flags.hal}: there are linux and sim`);
       const checks =
         flags.image === undefined
-          ? await checkThisNode(flags.config ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH, flags.hal)
+          ? await checkThisNode(flags.config ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH, flags.hal, io.env)
           : checkImage(flags.image);
       const isWell = checks.every(({ level }) => level !== "FAIL");
       if (json) io.out(`${JSON.stringify({ v: 1, well: isWell, checks }, undefined, 2)}\n`);
@@ -39,11 +37,12 @@ export const DOCTOR_VERBS: readonly CliVerb[] = [
   },
 ];
 
-async function checkThisNode(file: string, hal: "linux" | "sim") {
-  const { machine, close } = openLinux();
+async function checkThisNode(file: string, flag: string | undefined, env: Io["env"]) {
+  const found = look(file);
+  const hal = await openHardware(flag, env, found.config);
   try {
-    return await checkNode(file, machine, hal);
+    return await checkNode(found, hal);
   } finally {
-    await close();
+    await hal.close();
   }
 }

@@ -1,6 +1,7 @@
 /** Which way a command line reaches the agent: its socket on this machine, or MQTT from anywhere. */
-import { ask } from "./socket.ts";
+import { ask, UnansweredError } from "./socket.ts";
 import { CliError, EXIT, type Io, type Send, UsageError } from "./terminal.ts";
+import { isRead } from "./words.ts";
 
 /** Where the agent listens when nobody says otherwise. */
 export const SOCKET_PATH = "/run/fruit.sock";
@@ -23,6 +24,9 @@ export type DoorFlags = Partial<Record<(typeof FLAGS)[number], string>>;
 /** Longest wait for a final answer when the verb names none; verbs that may take longer say so. */
 const ANSWER_LIMIT_MS = 30_000;
 
+/** What is thrown when a command was sent and its answer did not come. */
+export type Unanswered = (verb: string, why: string, id?: string) => CliError;
+
 /** An open door: what is left of the words, and the way to send. */
 export interface Door extends AsyncDisposable {
   args: string[];
@@ -31,13 +35,21 @@ export interface Door extends AsyncDisposable {
 
 /** Takes the door's flags off the words and opens it. Throws `UsageError`, or `CliError` unreachable. */
 export async function openDoor(words: string[], io: Io): Promise<Door> {
-  const { args, flags } = takeFlags(words, io.env);
+  const { args, flags, given } = takeFlags(words, io.env);
+  const unanswered: Unanswered = (verb, why, id) => {
+    // What only looks can be asked again; of everything else nobody knows what became.
+    if (isRead(verb)) return new CliError(io.signal.aborted ? EXIT.failed : EXIT.unreachable, why);
+    const lookUp = ["fruit job get", ...(id ? [id] : []), ...given].join(" ");
+    return new CliError(EXIT.unconfirmed, `${why}; what became of the command is not known, see '${lookUp}'`);
+  };
   if (flags.broker !== undefined) {
-    for (const needed of ["site", "node"] as const)
-      if (flags[needed] === undefined) throw new UsageError(`--broker needs --${needed} too`);
+    const missing = (["site", "node"] as const).filter((flag) => flags[flag] === undefined);
+    if (missing.length > 0)
+      throw new UsageError(`--broker needs ${missing.map((flag) => `--${flag}`).join(" and ")} too`);
     const { openRemote } = await import("./remote.ts");
     const remote = await openRemote(
       flags as DoorFlags & { broker: string; site: string; node: string },
+      unanswered,
       io.signal,
     );
     return { args, send: remote.send, [Symbol.asyncDispose]: () => remote.close() };
@@ -53,10 +65,10 @@ export async function openDoor(words: string[], io: Io): Promise<Door> {
       return await ask(
         path,
         { verb, args: commandArgs, as, ...(reason === undefined ? {} : { reason }) },
-        onProgress,
-        timeoutMs,
+        { onProgress, limitMs: timeoutMs, signal: io.signal },
       );
     } catch (cause) {
+      if (cause instanceof UnansweredError) throw unanswered(verb, `agent: ${cause.message}`, cause.id);
       throw new CliError(EXIT.unreachable, `agent: ${unreachable(path, cause)}`, { cause });
     }
   };
@@ -77,13 +89,18 @@ function unreachable(path: string, cause: unknown): string {
   return `${path}: ${cause instanceof Error ? cause.message : String(cause)}`;
 }
 
-function takeFlags(words: string[], env: Io["env"]): { args: string[]; flags: DoorFlags } {
+/** Parts the words: those for the verb, and those about the door, also as they were given. */
+function takeFlags(
+  words: string[],
+  env: Io["env"],
+): { args: string[]; flags: DoorFlags; given: readonly string[] } {
   const flags: DoorFlags = {};
   for (const flag of FLAGS) {
     const value = env[`FRUIT_${flag.toUpperCase().replace("-", "_")}`];
     if (value) flags[flag] = value;
   }
   const args: string[] = [];
+  const given: string[] = [];
   for (let at = 0; at < words.length; at++) {
     const word = words[at] ?? "";
     const [name = "", inline] = word.startsWith("--") ? splitOnce(word.slice(2), "=") : [];
@@ -95,11 +112,16 @@ function takeFlags(words: string[], env: Io["env"]): { args: string[]; flags: Do
     const value = inline ?? words[++at];
     if (value === undefined) throw new UsageError(`--${flag} needs a value`);
     flags[flag] = value;
+    given.push(`--${flag}`, shellWord(value));
     // The flag decides over an environment that names the other door.
     if (flag === "socket") delete flags.broker;
   }
-  return { args, flags };
+  return { args, flags, given };
 }
+
+/** A word as a shell takes it back. */
+const shellWord = (word: string) =>
+  /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 
 function splitOnce(text: string, mark: string): [string, string | undefined] {
   const at = text.indexOf(mark);

@@ -4,16 +4,28 @@
  * Order: retained → size, encoding, shape, signature (`openEnvelope`) → site, node, verb, time (`checkBinding`) → the table.
  * Unsigned callers have the role `read`; a signed form is what its signer's line in `allowed_signers` says, and nothing less
  * is accepted for it: there is no way down from a bad signature to an unsigned command.
+ *
+ * Answers go to the sender's response topic, or to `res/<id>`. An id is the sender's to choose, so `res/<id>` belongs to
+ * the command that was accepted with it: nobody else's refusal is published there, and the same bytes once more are
+ * answered with what is known of that command.
  */
 import { createHash, randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { OutletId } from "../hal/ports.ts";
-import { type Caller, type CommandResult, Refusal, type Request, type Role } from "./commands.ts";
+import {
+  accountOf,
+  type Caller,
+  type CommandResult,
+  clip,
+  Refusal,
+  type Request,
+  type Role,
+} from "./commands.ts";
 import type { Dispatcher } from "./dispatch.ts";
 import type { Log } from "./log.ts";
 import { ROOT, type Tell } from "./messages.ts";
 import type { Incoming } from "./mqtt/message.ts";
-import { checkBinding, openEnvelope } from "./sign/envelope.ts";
+import { COMMAND_MAX_SECONDS, checkBinding, claimedId, openEnvelope } from "./sign/envelope.ts";
 import type { FailureLimit } from "./sign/limit.ts";
 import type { Signers } from "./sign/signers.ts";
 
@@ -21,8 +33,6 @@ import type { Signers } from "./sign/signers.ts";
 const BROADCAST_SPREAD_MS = 5000;
 /** Broadcasts that may wait for their moment. */
 const MOST_BROADCASTS = 16;
-/** Longest life of a command: a power switch must not happen minutes after it was wanted. */
-const MOST_SECONDS = 300;
 
 /** Where an answer goes. */
 export interface ReplyTo {
@@ -36,9 +46,10 @@ export interface GateOptions {
   node: string;
   dispatcher: Dispatcher;
   signers: Signers | undefined;
-  /** Failed signatures, limited so that verifying cannot be used to burn the processor. */
+  /** Failed signatures, and how many are verified nevertheless: see `openEnvelope`. */
   failures: FailureLimit;
-  /** Refusals told as events, limited likewise. */
+  verifications: FailureLimit;
+  /** Refusals told as events, for each account. */
   refusals: FailureLimit;
   clock: () => { synced: boolean };
   challenge: { current(): string; renew(): void };
@@ -57,15 +68,20 @@ export function createGate(options: GateOptions): (incoming: Incoming) => Promis
   let waiting = 0;
 
   const broadcast = async (verb: string, incoming: Incoming) => {
-    if (waiting >= MOST_BROADCASTS) return;
+    if (waiting >= MOST_BROADCASTS) {
+      const full = new Refusal(
+        "busy",
+        `${MOST_BROADCASTS} commands for all wait for their moment; try again later`,
+      );
+      // Not answered: the same goes for every node of the site, at this very moment.
+      await refuse(options, { id: "", verb, args: {}, caller: anonymous() }, full, () => undefined);
+      return;
+    }
     waiting++;
     try {
-      await sleep((options.random ?? Math.random)() * BROADCAST_SPREAD_MS, undefined, {
-        signal: options.signal,
-      });
-      await command(options, verb, "all", incoming);
-    } catch {
-      // The agent is stopping.
+      const { random = Math.random, signal } = options;
+      const isStopping = await sleep(random() * BROADCAST_SPREAD_MS, false, { signal }).catch(() => true);
+      if (!isStopping) await command(options, verb, "all", incoming);
     } finally {
       waiting--;
     }
@@ -81,19 +97,22 @@ export function createGate(options: GateOptions): (incoming: Incoming) => Promis
   };
   return (incoming) =>
     route(incoming).catch((error) =>
-      options.log("error", "gate.failed", { topic: incoming.topic, error: String(error) }),
+      options.log("error", "gate.failed", { topic: clip(incoming.topic, 256), error: String(error) }),
     );
 }
 
 async function command(options: GateOptions, verb: string, node: string, incoming: Incoming): Promise<void> {
   const { dispatcher, clock, challenge } = options;
   let id = "";
+  let digest = "";
   let caller: Caller = anonymous();
   try {
     refuseRetained(incoming);
-    if (verb.includes("/")) throw new Refusal("wrong-topic", `cmd/${verb}: a command topic is cmd/<verb>`);
-    const { payload, digest, signer } = openEnvelope(incoming.payload, options);
+    if (verb.includes("/"))
+      throw new Refusal("wrong-topic", `cmd/${clip(verb)}: a command topic is cmd/<verb>`);
+    const { payload, signer, ...opened } = openEnvelope(incoming.payload, options);
     id = payload.id;
+    digest = opened.digest;
     if (signer)
       caller = {
         door: "mqtt",
@@ -108,16 +127,16 @@ async function command(options: GateOptions, verb: string, node: string, incomin
       nowSeconds: Math.floor(Date.now() / 1000),
       clockSynced: clock().synced,
       challenge: challenge.current(),
-      maxSeconds: MOST_SECONDS,
+      maxSeconds: COMMAND_MAX_SECONDS,
       isSigned: signer !== undefined,
     });
     if (node === "all" && !dispatcher.find(verb)?.broadcast)
       throw new Refusal(
         "unauthorised",
-        `${verb} is not taken from ${ROOT}/${options.site}/all: send it to one node`,
+        `${clip(verb)} is not taken from ${ROOT}/${options.site}/all: send it to one node`,
       );
     if (signer && !clock().synced) challenge.renew();
-    const to = replyTo(options, incoming, id);
+    const answer = answerTo(options, incoming, id, digest);
     await dispatcher.execute(
       {
         id,
@@ -129,13 +148,14 @@ async function command(options: GateOptions, verb: string, node: string, incomin
         caller,
       },
       (result) => {
-        if (to) options.reply(to, result);
-        if (result.state === "refused") tellRefused(options, verb, result);
+        answer(result);
+        if (result.state === "refused") tellRefused(options, caller, result);
       },
     );
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    await refuse(options, { id, verb, args: {}, caller }, error, replyTo(options, incoming, id));
+    id ||= claimedId(incoming.payload);
+    await refuse(options, { id, verb, args: {}, caller }, error, answerTo(options, incoming, id, digest));
   }
 }
 
@@ -153,16 +173,16 @@ async function set(options: GateOptions, path: string, incoming: Incoming): Prom
   try {
     refuseRetained(incoming);
     if (more.length > 0)
-      throw new Refusal("wrong-topic", `set/${path}: a set topic is set/<kind>/<instance>`);
+      throw new Refusal("wrong-topic", `set/${clip(path)}: a set topic is set/<kind>/<instance>`);
     const text = plainText(incoming.payload);
     const { verb, args } = meaning(kind, instance, text);
     const digest = createHash("sha256").update(incoming.payload).digest("hex");
     const request: Request = { id, verb, args, exp: Math.floor(Date.now() / 1000), digest, caller };
     const result = await dispatcher.execute(request, () => undefined);
-    if (result.state === "refused") tellRefused(options, verb, result);
+    if (result.state === "refused") tellRefused(options, caller, result);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    await refuse(options, { id, verb: `set.${kind}`, args: {}, caller }, error, undefined);
+    await refuse(options, { id, verb: `set.${kind}`, args: {}, caller }, error, () => undefined);
   }
 }
 
@@ -174,11 +194,11 @@ function meaning(
   if (kind === "outlet" && (text === "ON" || text === "OFF"))
     return { verb: `power.${text.toLowerCase()}`, args: { outlets: [instance] } };
   if (kind === "outlet")
-    throw new Refusal("bad-args", `set/outlet/${instance}: "${text.slice(0, 20)}" is neither ON nor OFF`);
+    throw new Refusal("bad-args", `set/outlet/${clip(instance)}: "${clip(text, 20)}" is neither ON nor OFF`);
   if (kind === "identify" && instance === "main") return { verb: "identify", args: {} };
   throw new Refusal(
     "wrong-topic",
-    `set/${kind}/${instance}: there are set/outlet/<id> and set/identify/main`,
+    `set/${clip(kind)}/${clip(instance)}: there are set/outlet/<id> and set/identify/main`,
   );
 }
 
@@ -202,7 +222,7 @@ function refuseRetained(incoming: Incoming): void {
   if (incoming.retain)
     throw new Refusal(
       "retained",
-      `${incoming.topic}: a retained command is never run; publish it without retain and clear the topic`,
+      `${clip(incoming.topic, 256)}: a retained command is never run; publish it without retain and clear the topic`,
     );
 }
 
@@ -213,34 +233,53 @@ const anonymous = (): Caller => ({
   mayOutlet: () => true,
 });
 
+/** How the sender of a message hears of it; `digest` is empty while nothing was understood. */
+function answerTo(
+  options: GateOptions,
+  incoming: Incoming,
+  id: string,
+  digest: string,
+): (result: CommandResult) => void {
+  const wished = responseTopic(options, incoming);
+  if (wished) return (result) => options.reply(wished, result);
+  if (id === "") return () => undefined;
+  const topic = `${ROOT}/${options.site}/${options.node}/res/${id}`;
+  const isFirst = !options.dispatcher.known(id);
+  return (result) => {
+    const known = options.dispatcher.known(id);
+    const isSame = known?.digest === digest;
+    if (!known || (isSame && isFirst)) options.reply({ topic }, result);
+    else if (isSame && known.result) options.reply({ topic }, known.result);
+  };
+}
+
 /** A response topic is chosen by whoever asks: only the reply tree is allowed, or this node would write for them where they cannot. */
-function replyTo(options: GateOptions, incoming: Incoming, id: string): ReplyTo | undefined {
-  const { responseTopic, correlation } = incoming;
-  const prefix = `${ROOT}/${options.site}/reply/`;
-  if (responseTopic?.startsWith(prefix) && responseTopic.length <= 256 && !/[+#\0]/.test(responseTopic))
-    return { topic: responseTopic, ...(correlation === undefined ? {} : { correlation }) };
-  return id === "" ? undefined : { topic: `${ROOT}/${options.site}/${options.node}/res/${id}` };
+function responseTopic({ site }: GateOptions, incoming: Incoming): ReplyTo | undefined {
+  const { responseTopic: topic, correlation } = incoming;
+  if (!topic?.startsWith(`${ROOT}/${site}/reply/`) || topic.length > 256 || /[+#\0]/.test(topic))
+    return undefined;
+  return { topic, ...(correlation === undefined ? {} : { correlation }) };
 }
 
 async function refuse(
   options: GateOptions,
   request: Pick<Request, "id" | "verb" | "args" | "caller">,
   refusal: Refusal,
-  to: ReplyTo | undefined,
+  answer: (result: CommandResult) => void,
 ): Promise<void> {
   await options.dispatcher.refused(request, refusal);
   const result: CommandResult = {
     id: request.id,
-    verb: request.verb,
-    state: refusal.code === "expired" ? "expired" : "refused",
+    verb: clip(request.verb),
+    state: refusal.state,
     code: refusal.code,
     message: refusal.message,
   };
-  if (to) options.reply(to, result);
-  tellRefused(options, request.verb, result);
+  answer(result);
+  tellRefused(options, request.caller, result);
 }
 
-function tellRefused(options: GateOptions, verb: string, { id, code, message }: CommandResult): void {
-  if (options.refusals.take())
+function tellRefused(options: GateOptions, caller: Caller, { id, verb, code, message }: CommandResult): void {
+  if (options.refusals.take(accountOf(caller)))
     options.tell("command.refused", { verb, ...(id ? { id } : {}), code, message });
 }

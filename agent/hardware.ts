@@ -1,9 +1,17 @@
 import { type Hal, HalError } from "../hal/ports.ts";
 import { type Config, parseConfig } from "./config.ts";
-import { CliError, EXIT, UsageError } from "./terminal.ts";
+import { CliError, EXIT, type Io, UsageError } from "./terminal.ts";
 
-/** Opens the hardware that `--hal` names: the machine this runs on, or the simulated one that `sim` in the configuration describes. */
-export async function openHardware(name: string, config?: Pick<Config, "sim">): Promise<Hal> {
+/**
+ * Opens the hardware that `--hal` names, else `FRUIT_HAL`: the machine this runs on, or the simulated one that `sim` in the
+ * configuration describes.
+ */
+export async function openHardware(
+  flag: string | undefined,
+  env: Io["env"],
+  config?: Pick<Config, "sim">,
+): Promise<Hal> {
+  const name = flag ?? env.FRUIT_HAL ?? "linux";
   if (name === "linux") return (await import("../hal/linux.ts")).openLinux();
   if (name !== "sim") throw new UsageError(`--hal: "${name}" is neither linux nor sim`);
   const { sim } = config ?? parseConfig("", { site: "none" });

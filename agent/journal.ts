@@ -3,16 +3,19 @@
  * power cut.
  *
  * Invariants
- * - An id is remembered until ten minutes after its `exp`, that of a disruptive command for a day at least.
- * - Never is an id forgotten to make room: when the journal is full, new commands are refused. Harmless ones may take
- *   half of it, so that they cannot keep the others out.
+ * - An id is remembered until ten minutes after its `exp`, that of a disruptive command for a day at least. One that
+ *   this node made itself cannot be sent again, and is forgotten when its command has ended.
+ * - Never is an id forgotten to make room: when the journal is full, new commands are refused. Each has its share (see
+ *   `shareOf`), so that anybody cannot keep out those who have a key, and these not whoever stands at the node.
+ * - What anybody did does not push what others did out of the last results.
  * - The file is lines that only grow, written anew when they are too many. A torn last line is a command that was never
  *   accepted.
  */
 import { copyFile, mkdir, open, rename } from "node:fs/promises";
 import { join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import * as v from "valibot";
-import { COMMAND_STATES, CommandResult, Refusal } from "./commands.ts";
+import { COMMAND_STATES, CommandResult, isProven, Refusal } from "./commands.ts";
 import { LineFile, type OpenFile, readLines, reasonOf, syncDirectory } from "./lines.ts";
 import type { Log } from "./log.ts";
 
@@ -36,9 +39,11 @@ const Entry = v.object({
   exp: v.number(),
   digest: v.string(),
   durable: v.boolean(),
+  /** Its id was made by this node. */
+  own: v.optional(v.boolean()),
   state: v.picklist(COMMAND_STATES),
 });
-const Record = v.union([Entry, v.object({ finished: CommandResult })]);
+const Line = v.union([Entry, v.object({ finished: CommandResult })]);
 
 /** A command that was accepted, and how it ended if it did. */
 export type JournalEntry = v.InferOutput<typeof Entry>;
@@ -91,24 +96,16 @@ export class Journal {
   }
 
   /** Remembers a command before it runs; a `durable` one is on the disk afterwards. Throws `Refusal`: duplicate, replay, busy, disk. */
-  async accept({
-    id,
-    verb,
-    who,
-    exp,
-    digest,
-    durable,
-  }: Pick<JournalEntry, "id" | "verb" | "who" | "exp" | "digest" | "durable">): Promise<void> {
-    const seen = this.#entries.get(id);
-    if (seen && seen.digest !== digest)
-      throw new Refusal("replay", `id ${id} was already used by another command`);
-    if (seen) throw new Refusal("duplicate", `id ${id} was already accepted and is ${seen.state}`);
-    const at = this.#options.nowSeconds();
-    const entry: JournalEntry = { id, verb, who, at, exp, digest, durable, state: "accepted" };
+  async accept(command: Omit<JournalEntry, "at" | "state">): Promise<void> {
+    const seen = this.#entries.get(command.id);
+    if (seen && seen.digest !== command.digest)
+      throw new Refusal("replay", `id ${command.id} was already used by another command`);
+    if (seen) throw new Refusal("duplicate", `id ${command.id} was already accepted and is ${seen.state}`);
+    const entry: JournalEntry = { ...command, at: this.#options.nowSeconds(), state: "accepted" };
     this.#refuseFull(entry);
     this.#keep(entry); // before the first wait: the same id arriving meanwhile is a duplicate
     try {
-      await this.#write(entry, durable);
+      await this.#write(entry, entry.durable);
     } catch (cause) {
       this.#forget(entry);
       if (cause instanceof Refusal) throw cause;
@@ -123,6 +120,15 @@ export class Journal {
     const finished = bounded(result);
     this.#end(finished);
     await this.#write({ finished }, entry.durable);
+  }
+
+  /** How a command ended, or that it was accepted; undefined when its id is not known any more. */
+  result(id: string): CommandResult | undefined {
+    const entry = this.#entries.get(id);
+    if (!entry) return undefined;
+    const { verb, state, who } = entry;
+    const ended = state === "accepted" ? undefined : this.#results.findLast((result) => result.id === id);
+    return ended ?? { id, verb, state, by: who };
   }
 
   /** Commands that were accepted and never finished: after a restart, those that it interrupted. */
@@ -143,7 +149,7 @@ export class Journal {
   }
 
   #refuseFull(entry: JournalEntry): void {
-    const share = entry.durable ? 1 : 0.5;
+    const share = shareOf(entry);
     const most = (this.#options.most ?? MOST_IDS) * share;
     const isFull = () => this.#entries.size + 1 > most || this.#bytes + weight(entry) > IDS_MAX_BYTES * share;
     if (isFull()) this.#forgetExpired();
@@ -155,22 +161,24 @@ export class Journal {
   }
 
   #keep(entry: JournalEntry): void {
+    this.#forget(entry);
     this.#entries.set(entry.id, entry);
     this.#bytes += weight(entry);
   }
 
   #forget(entry: JournalEntry): void {
-    if (this.#entries.delete(entry.id)) this.#bytes -= weight(entry);
+    const known = this.#entries.get(entry.id);
+    if (known && this.#entries.delete(entry.id)) this.#bytes -= weight(known);
   }
 
   #end(result: CommandResult): void {
     const entry = this.#entries.get(result.id);
     if (entry) entry.state = result.state;
-    // written twice when the file was written anew between the two
-    const known = this.#results.findIndex(({ id }) => id === result.id);
-    if (known >= 0) this.#results.splice(known, 1);
+    if (entry?.own) this.#forget(entry);
     this.#results.push(result);
-    if (this.#results.length > MOST_RESULTS) this.#results.shift();
+    if (this.#results.length <= MOST_RESULTS) return;
+    const anybodys = this.#results.findIndex(({ by }) => by === undefined || !isProven(by));
+    this.#results.splice(Math.max(anybodys, 0), 1);
   }
 
   #forgetExpired(): void {
@@ -186,14 +194,21 @@ export class Journal {
     for (const [index, line] of lines.entries()) {
       const record = parseRecord(line);
       if (!record) bad.push(index + 1);
-      else if ("finished" in record) this.#end(record.finished);
-      else if (!this.#entries.has(record.id)) this.#keep(record);
+      else if ("finished" in record) this.#endAgain(record.finished);
+      else this.#keep(record);
     }
     if (rest.length > 0) log("warn", "journal.torn", { file: this.#path, bytes: rest.length });
     if (bad.length === 0) return;
     const copy = `${this.#path}.bad`;
     await copyFile(this.#path, copy);
     log("error", "journal.unreadable", { file: this.#path, lines: bad.slice(0, 10), copied: copy });
+  }
+
+  /** A result stands twice when the file was written anew between the two; the same id may also have come again, much later. */
+  #endAgain(result: CommandResult): void {
+    const known = this.#results.findIndex((one) => isDeepStrictEqual(one, result));
+    if (known >= 0) this.#results.splice(known, 1);
+    this.#end(result);
   }
 
   /** One record after the other; memory has it already, so that writing anew writes it too. */
@@ -218,7 +233,8 @@ export class Journal {
   /** The file without what is over, in place of the old one at once or not at all. */
   async #rewrite(): Promise<void> {
     this.#forgetExpired();
-    const records = [...this.#entries.values(), ...this.#results.map((finished) => ({ finished }))];
+    // Results first: an id that came again must not end with what became of it the first time.
+    const records = [...this.#results.map((finished) => ({ finished })), ...this.#entries.values()];
     const temporary = `${this.#path}.new`;
     const handle = await open(temporary, "w", 0o600);
     try {
@@ -245,9 +261,20 @@ function forgetAt({ at, exp, durable }: JournalEntry): number {
   return durable ? Math.max(expired, at + DAY_SECONDS) : Math.min(expired, at + DAY_SECONDS);
 }
 
-function parseRecord(line: Buffer): v.InferOutput<typeof Record> | undefined {
+/**
+ * How full the journal may be for it: half when anybody could have sent it, more with a key, and most of that for what
+ * disrupts. The last tenth is for commands whose ids go when they end: the local socket's, and those of `set`, of which
+ * few are under way at once.
+ */
+function shareOf({ own, who, durable }: JournalEntry): number {
+  if (own) return 1;
+  if (!isProven(who)) return 0.5;
+  return durable ? 0.9 : 0.75;
+}
+
+function parseRecord(line: Buffer): v.InferOutput<typeof Line> | undefined {
   try {
-    const parsed = v.safeParse(Record, JSON.parse(line.toString("utf8")));
+    const parsed = v.safeParse(Line, JSON.parse(line.toString("utf8")));
     return parsed.success ? parsed.output : undefined;
   } catch {
     return undefined;

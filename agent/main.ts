@@ -5,7 +5,7 @@ import { run } from "./cli.ts";
 const LAST_MS = 200;
 
 const stop = new AbortController();
-for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(name, () => stop.abort());
+for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(name, () => stop.abort());
 
 process.exitCode = await run(argv.slice(2), {
   out: (text) => void stdout.write(text),
@@ -15,5 +15,12 @@ process.exitCode = await run(argv.slice(2), {
   stdin: async () => Buffer.concat(await stdin.toArray()),
   signal: stop.signal,
 });
-// Told to stop, this process ends, whatever a driver or a socket still waits for.
-if (stop.signal.aborted) setTimeout(() => process.exit(), LAST_MS).unref();
+leave();
+
+/** Ends the process once its words are out, whatever a driver or a dead reader's pipe still keeps open; told to stop, at once. */
+function leave(): void {
+  setTimeout(() => {
+    if (stop.signal.aborted || stdout.writableLength === 0) process.exit();
+    else leave();
+  }, LAST_MS).unref();
+}

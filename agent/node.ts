@@ -1,10 +1,10 @@
 /** What the node itself can be asked for: to be found, to report more often, to say what became of a command. */
-import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import * as v from "valibot";
 import type { Machine } from "../hal/ports.ts";
 import { type Command, type CommandResult, command } from "./commands.ts";
 import type { Journal } from "./journal.ts";
+import { Lights } from "./lights.ts";
 import { type CliVerb, exitOf, lasting, seconds, table, UsageError } from "./terminal.ts";
 
 const Seconds = (most: number, fallback: number) =>
@@ -16,6 +16,7 @@ export function nodeCommands(options: {
   journal: Journal;
   boost: (seconds: number, everySeconds: number) => void;
 }): Command[] {
+  const lights = new Lights<"main">();
   return [
     command({
       verb: "identify",
@@ -27,9 +28,7 @@ export function nodeCommands(options: {
       run: async ({ args, signal }) => {
         if (!options.machine.identify(true))
           return { state: "failed", code: "failed", message: "this machine has no LED to blink" };
-        void sleep(args.seconds * 1000, undefined, { signal })
-          .catch(() => undefined)
-          .then(() => options.machine.identify(false));
+        lights.darken("main", args.seconds, () => options.machine.identify(false), signal);
         return { state: "done", result: { seconds: args.seconds } };
       },
     }),

@@ -1,16 +1,17 @@
 /** The way to a node from anywhere: a command on MQTT, signed with the technician's key, and its answer on `res/<id>`. */
 import { randomUUID } from "node:crypto";
+import { resolve } from "node:path";
 import * as v from "valibot";
 import { CommandResult } from "./commands.ts";
-import { parseConfig } from "./config.ts";
-import type { DoorFlags } from "./doors.ts";
+import { ConfigError, parseConfig } from "./config.ts";
+import type { DoorFlags, Unanswered } from "./doors.ts";
 import { type CommandPayload, ROOT } from "./messages.ts";
 import { LinkError, type MqttConfig } from "./mqtt/connect.ts";
 import { dial } from "./mqtt/dial.ts";
 import type { Incoming } from "./mqtt/message.ts";
 import { sealCommand } from "./sign/envelope.ts";
 import { openKey, type SigningKey } from "./sign/keys.ts";
-import { CliError, EXIT, type Send } from "./terminal.ts";
+import { CliError, EXIT, type Send, UsageError } from "./terminal.ts";
 
 /** What is stored about the node arrives within this time, or the node is unknown there. */
 const INFO_MS = 3000;
@@ -23,9 +24,10 @@ const DENIED: ReadonlySet<number> = new Set([4, 5, 0x86, 0x87]);
 
 type Place = DoorFlags & { broker: string; site: string; node: string };
 
-/** Connects, and makes sure that the node is there. Throws `CliError` unreachable, or `ConfigError` for flags that make no sense. */
+/** Connects, and makes sure that the node is there. Throws `CliError` unreachable, or `UsageError` for flags that make no sense. */
 export async function openRemote(
   flags: Place,
+  unanswered: Unanswered,
   signal: AbortSignal,
 ): Promise<{ send: Send; close(): Promise<void> }> {
   const config = mqttOf(flags);
@@ -46,7 +48,7 @@ export async function openRemote(
     await inbox.known(flags);
   } catch (error) {
     await close();
-    throw error;
+    throw connectError(error);
   }
   const send: Send = async (
     verb,
@@ -54,51 +56,69 @@ export async function openRemote(
     { reason, onProgress = () => undefined, timeoutMs = 30_000 } = {},
   ) => {
     const id = randomUUID();
-    const refused = await link.subscribe([{ filter: `${base}/res/${id}`, wantsRetained: false }]);
+    const answers = { filter: `${base}/res/${id}`, wantsRetained: false };
+    const refused = await link.subscribe([answers]).catch((error) => {
+      throw connectError(error);
+    });
     if (refused.length > 0)
       throw new CliError(EXIT.unauthorised, `${config.url}: this user may not read ${refused[0]}`);
     const text = await seal({ id, verb, args, reason, flags, key, challenge: inbox.challenge });
-    const answer = inbox.answer(id, onProgress, timeoutMs);
+    const lost = (why: string) => unanswered(verb, why, id);
+    const answer = inbox.answer(id, { onProgress, limitMs: timeoutMs, lost });
     link.send(
       { topic: `${base}/cmd/${verb}`, payload: text, qos: 1, retain: false, class: "event" },
       (problem) => {
-        if (problem)
-          inbox.fail(
-            id,
-            new CliError(EXIT.unreachable, `${config.url}: the command was not taken: ${problem.message}`),
-          );
+        if (!problem) return;
+        const why = `${config.url}: the command was not taken: ${problem.message}`;
+        inbox.fail(id, problem.kind === "lost" ? lost(problem.message) : new CliError(EXIT.unreachable, why));
       },
     );
-    void link.closed.then((cause) =>
-      inbox.fail(
-        id,
-        new CliError(
-          EXIT.unconfirmed,
-          `${cause.message}; what became of the command is not known, see 'job get ${id}'`,
-        ),
-      ),
-    );
+    void link.closed.then((cause) => inbox.fail(id, lost(cause.message)));
     return answer;
   };
   return { send, close };
 }
 
+/** The flags that stand for keys of a configuration. */
+const FLAGS: Record<string, keyof DoorFlags> = {
+  site: "site",
+  node: "node",
+  "mqtt.url": "broker",
+  "mqtt.ca": "ca",
+  "mqtt.cert": "cert",
+  "mqtt.key": "tls-key",
+  "mqtt.username": "user",
+  "mqtt.password_file": "password-file",
+};
+
 function mqttOf(flags: Place): MqttConfig {
-  const { mqtt } = parseConfig("command line", {
-    site: flags.site,
-    node: flags.node,
-    mqtt: {
-      url: flags.broker,
-      connect_timeout_seconds: 10,
-      ...(flags.ca === undefined ? {} : { ca: flags.ca }),
-      ...(flags.cert === undefined ? {} : { cert: flags.cert }),
-      ...(flags["tls-key"] === undefined ? {} : { key: flags["tls-key"] }),
-      ...(flags.user === undefined ? {} : { username: flags.user }),
-      ...(flags["password-file"] === undefined ? {} : { password_file: flags["password-file"] }),
-    },
-  });
-  if (!mqtt) throw new CliError(EXIT.usage, "--broker needs a URL");
-  return mqtt;
+  const file = (flag: "ca" | "cert" | "tls-key" | "password-file", key: string) =>
+    flags[flag] === undefined ? {} : { [key]: resolve(flags[flag]) };
+  try {
+    const { mqtt } = parseConfig("command line", {
+      site: flags.site,
+      node: flags.node,
+      mqtt: {
+        url: flags.broker,
+        connect_timeout_seconds: 10,
+        ...file("ca", "ca"),
+        ...file("cert", "cert"),
+        ...file("tls-key", "key"),
+        ...(flags.user === undefined ? {} : { username: flags.user }),
+        ...file("password-file", "password_file"),
+      },
+    });
+    if (mqtt) return mqtt;
+  } catch (cause) {
+    if (!(cause instanceof ConfigError)) throw cause;
+    throw new UsageError(cause.problems.map(inFlags).join("; "), { cause });
+  }
+  throw new UsageError("--broker needs a URL");
+}
+
+/** A problem of a configuration, said of the flags it was made of. */
+function inFlags(problem: string): string {
+  return problem.replace(/\bmqtt\.\w+|^(?:site|node)(?=:)/g, (key) => (FLAGS[key] ? `--${FLAGS[key]}` : key));
 }
 
 /** The exit code of whatever went wrong on the way to the broker. */
@@ -184,15 +204,14 @@ class Inbox {
     if (this.#status !== "online") throw new CliError(EXIT.unreachable, `node ${node} is ${this.#status}`);
   }
 
-  answer(id: string, onProgress: (result: CommandResult) => void, limitMs: number): Promise<CommandResult> {
+  answer(
+    id: string,
+    options: { onProgress(result: CommandResult): void; limitMs: number; lost(why: string): CliError },
+  ): Promise<CommandResult> {
+    const { onProgress, limitMs, lost } = options;
     return new Promise((resolve, reject) => {
-      const timeout = (what: string) =>
-        new CliError(
-          EXIT.unconfirmed,
-          `no ${what}; what became of the command is not known, see 'job get ${id}'`,
-        );
       let timer = setTimeout(
-        () => fail(timeout(`answer within ${ACCEPT_MS / 1000} s`)),
+        () => fail(lost(`no answer within ${ACCEPT_MS / 1000} s`)),
         Math.min(ACCEPT_MS, limitMs),
       );
       const fail = (error: Error) => {
@@ -204,7 +223,7 @@ class Inbox {
         onProgress(result);
         clearTimeout(timer);
         if (result.state === "accepted" || result.state === "running") {
-          timer = setTimeout(() => fail(timeout(`final answer within ${limitMs / 1000} s`)), limitMs);
+          timer = setTimeout(() => fail(lost(`no final answer within ${limitMs / 1000} s`)), limitMs);
           return;
         }
         this.#waiting.delete(id);

@@ -1,10 +1,10 @@
 /** The verbs that start the agent and look at its configuration. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
-import { CONFIG_PATH, readConfig } from "./config.ts";
+import { CONFIG_PATH, type Config, ConfigError, readConfig } from "./config.ts";
 import { openHardware } from "./hardware.ts";
 import { jsonLog } from "./log.ts";
-import { CliError, type CliVerb, EXIT } from "./terminal.ts";
+import { CliError, type CliVerb, counted, EXIT } from "./terminal.ts";
 
 /** How often an attached agent looks whether it still has a parent. */
 const PARENT_MS = 500;
@@ -22,7 +22,7 @@ export const AGENT_VERBS: readonly CliVerb[] = [
       });
       const config = readConfig(values.config ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH);
       if (io.env.FRUIT_SOCKET) config.socket = io.env.FRUIT_SOCKET;
-      const hal = await openHardware(values.hal ?? io.env.FRUIT_HAL ?? "linux", config);
+      const hal = await openHardware(values.hal, io.env, config);
       const log = jsonLog(io.err, config.log_level);
       const { runAgent } = await import("./agent.ts");
       const stop = new AbortController();
@@ -54,16 +54,25 @@ export const AGENT_VERBS: readonly CliVerb[] = [
     run: async ({ args, io, json }) => {
       const { positionals } = parseArgs({ args, allowPositionals: true });
       const file = positionals[0] ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH;
-      const config = readConfig(file);
-      if (json) io.out(`${JSON.stringify({ schema: "fruit.config.check/1", file, config })}\n`);
-      else
-        io.out(
-          `${file}: good; site ${config.site}, ${config.power.buses.length} power buses, ${config.mqtt ? config.mqtt.url : "no broker"}\n`,
-        );
-      return EXIT.done;
+      const say = (found: { problems: readonly string[]; config?: Config }) =>
+        io.out(`${JSON.stringify({ schema: "fruit.config.check/1", file, ...found })}\n`);
+      try {
+        const config = readConfig(file);
+        if (json) say({ problems: [], config });
+        else io.out(`${file}: good; ${summary(config)}\n`);
+        return EXIT.done;
+      } catch (cause) {
+        if (!json || !(cause instanceof ConfigError)) throw cause;
+        say({ problems: cause.problems });
+        return EXIT.config;
+      }
     },
   },
 ];
+
+function summary({ site, power, mqtt }: Config): string {
+  return `site ${site}, ${counted(power.buses.length, "power bus", "power buses")}, ${mqtt?.url ?? "no broker"}`;
+}
 
 /** Ends when the process that started this one is gone. */
 async function watchParent(signal: AbortSignal): Promise<void> {

@@ -14,6 +14,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import * as v from "valibot";
 import { type CommandResult, ROLES } from "./commands.ts";
 import type { Dispatcher } from "./dispatch.ts";
+import { problemsOf } from "./issues.ts";
 import type { Log } from "./log.ts";
 import type { Part } from "./parts.ts";
 import { CliError, EXIT } from "./terminal.ts";
@@ -101,34 +102,57 @@ function hangUp(socket: Socket): void {
   socket.once("close", () => clearTimeout(timer));
 }
 
-/** Asks the agent on `path` for one command; resolves with the final result. Rejects when nobody answers or the limit passes. */
+/** The agent was asked, and did not answer to the end; `id` is the command's where it was accepted. */
+export class UnansweredError extends Error {
+  readonly id: string | undefined;
+  constructor(message: string, id: string | undefined) {
+    super(message);
+    this.id = id;
+  }
+}
+
+/**
+ * Asks the agent on `path` for one command; resolves with the final result. Rejects with `UnansweredError` when the question was
+ * put and the agent left, the limit passed, or the signal aborted; before that with what the system says.
+ */
 export function ask(
   path: string,
   question: { verb: string; args: Record<string, unknown>; reason?: string; as?: string },
-  onProgress: (result: CommandResult) => void,
-  limitMs: number,
+  options: { onProgress(result: CommandResult): void; limitMs: number; signal: AbortSignal },
 ): Promise<CommandResult> {
+  const { onProgress, limitMs, signal } = options;
   return new Promise((resolve, reject) => {
     const socket = connect(path);
-    const timer = setTimeout(() => fail(new Error(`no answer within ${limitMs / 1000} s`)), limitMs);
-    const fail = (error: Error) => {
-      clearTimeout(timer);
-      socket.destroy();
-      reject(error);
-    };
+    let isAsked = false;
     let last: CommandResult | undefined;
+    const end = (why: Error) => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", stop);
+      socket.destroy();
+      if (last && last.state !== "accepted" && last.state !== "running") resolve(last);
+      else reject(isAsked ? new UnansweredError(why.message, last?.id || undefined) : why);
+    };
+    const stop = () => end(new Error("interrupted"));
+    const timer = setTimeout(() => end(new Error(`no answer within ${limitMs / 1000} s`)), limitMs);
+    signal.addEventListener("abort", stop);
     const lines = splitLines((line) => {
       last = JSON.parse(line) as CommandResult;
       onProgress(last);
     });
-    socket.on("connect", () => socket.write(`${JSON.stringify(question)}\n`));
-    socket.on("data", lines);
-    socket.on("error", fail);
-    socket.on("close", () => {
-      clearTimeout(timer);
-      if (last && last.state !== "accepted" && last.state !== "running") resolve(last);
-      else reject(new Error("the agent closed the connection before it had answered"));
+    socket.on("connect", () => {
+      isAsked = true;
+      socket.write(`${JSON.stringify(question)}\n`);
     });
+    socket.on("data", (chunk: Buffer) => {
+      try {
+        lines(chunk);
+      } catch (cause) {
+        end(new Error("what answers there is no agent", { cause }));
+      }
+    });
+    socket.on("error", end);
+    socket.on("close", () => end(new Error("the agent closed the connection before it had answered")));
+    if (signal.aborted) stop();
   });
 }
 
@@ -200,9 +224,7 @@ function parse(bytes: Uint8Array): Parsed {
   }
   const parsed = v.safeParse(Ask, document);
   if (parsed.success) return { success: true, output: parsed.output };
-  const message = parsed.issues
-    .map((issue) => `${v.getDotPath(issue) ?? "request"}: ${issue.message}`)
-    .join("; ");
+  const message = problemsOf(parsed.issues, "request").join("; ");
   return { success: false, code: "bad-envelope", message };
 }
 

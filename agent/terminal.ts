@@ -78,7 +78,6 @@ const CODE_EXITS: Record<string, Exit> = {
   locked: EXIT.busy,
   busy: EXIT.busy,
   bus: EXIT.unreachable,
-  unreachable: EXIT.unreachable,
   unauthorised: EXIT.unauthorised,
   "rate-limited": EXIT.unauthorised,
   expired: EXIT.unauthorised,
@@ -116,9 +115,30 @@ export function lasting(seconds: number): string {
   return hours % 24 ? `${Math.floor(hours / 24)}d ${hours % 24}h` : `${Math.floor(hours / 24)}d`;
 }
 
+/** `1 node`, `2 nodes`. */
+export function counted(n: number, one: string, many = `${one}s`): string {
+  return `${n} ${n === 1 ? one : many}`;
+}
+
+/** What `seconds` reads as this, in the largest unit that is exact: `7d`, `90m`, `604801s`. */
+export function duration(s: number): string {
+  const [unit, length] = UNITS.find(([, length]) => s % length === 0) ?? ["s", 1];
+  return `${s / length}${unit}`;
+}
+
+const UNITS = [
+  ["d", 86_400],
+  ["h", 3600],
+  ["m", 60],
+  ["s", 1],
+] as const;
+
 /** Reads `90`, `30s`, `5m`, `2h`, `7d` as seconds. Throws `UsageError` naming the flag and the value. */
 export function seconds(flag: string, text: string): number {
   const match = /^(\d+(?:\.\d+)?)(s|m|h|d)?$/.exec(text);
   if (!match) throw new UsageError(`${flag}: "${text}" is not a duration (try 30s, 5m, 2h or 7d)`);
-  return Number(match[1]) * { s: 1, m: 60, h: 3600, d: 86400 }[(match[2] ?? "s") as "s" | "m" | "h" | "d"];
+  return Number(match[1]) * (UNITS.find(([unit]) => unit === match[2])?.[1] ?? 1);
 }
+
+/** Foreign text on a terminal: no escape sequences, one line. */
+export const printable = (text: string) => text.replace(/\p{Cc}/gu, "?");

@@ -134,6 +134,7 @@ export function createUplink(options: UplinkOptions): Uplink {
         dispatcher,
         signers: allowed_signers === undefined ? undefined : new SignerFile(allowed_signers, log),
         failures: new FailureLimit(),
+        verifications: new FailureLimit({ burst: 200, secondsEach: 1 / 200 }),
         refusals: new FailureLimit(),
         clock,
         challenge: {

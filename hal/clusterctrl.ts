@@ -122,11 +122,15 @@ class ClusterCtrl implements PowerController {
     throw this.#lacking(outlet, "store what it does with one outlet when its supply returns");
   }
 
-  async scan(): Promise<BoardReading[]> {
+  get addresses(): number[] {
+    return [this.#board];
+  }
+
+  async probe(board: number): Promise<BoardReading | undefined> {
     try {
-      return [await this.readBoard(this.#board)];
+      return await this.readBoard(board);
     } catch (error) {
-      if (error instanceof HalError && error.code === "absent") return [];
+      if (error instanceof HalError && error.code === "absent") return undefined;
       throw error;
     }
   }

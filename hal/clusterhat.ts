@@ -105,11 +105,15 @@ class ClusterHat implements PowerController {
     throw this.#lacking(outlet, "store what it does when its supply returns (its POS jumper says so)");
   }
 
-  async scan(): Promise<BoardReading[]> {
+  get addresses(): number[] {
+    return [this.#board];
+  }
+
+  async probe(board: number): Promise<BoardReading | undefined> {
     try {
-      return [await this.readBoard(this.#board)];
+      return await this.readBoard(board);
     } catch (error) {
-      if (error instanceof HalError && error.code === "absent") return [];
+      if (error instanceof HalError && error.code === "absent") return undefined;
       throw error;
     }
   }

@@ -141,16 +141,16 @@ class PistackI2c implements PowerController {
     });
   }
 
-  /** Sixteen addresses; whatever else lives at one of them does not begin with the magic number and is passed over. */
-  async scan(): Promise<BoardReading[]> {
-    const found: BoardReading[] = [];
-    for (let board = 0; board < 16 && this.#bus.i2c_base + board <= 0x77; board++) {
-      const head = await this.#turns.take(async () =>
-        (await this.#isThere(board)) ? this.#head(board) : undefined,
-      );
-      if (head) found.push(introduction(board, head));
-    }
-    return found;
+  /** What the DIP switches can say, as far as I²C has addresses for it. */
+  get addresses(): number[] {
+    return Array.from({ length: Math.min(16, 0x78 - this.#bus.i2c_base) }, (_, board) => board);
+  }
+
+  /** Whatever else lives at an address does not begin with the magic number and is passed over. */
+  async probe(board: number): Promise<BoardReading | undefined> {
+    return this.#turns.take(async () =>
+      (await this.#isThere(board)) ? introduction(board, await this.#head(board)) : undefined,
+    );
   }
 
   close(): Promise<void> {

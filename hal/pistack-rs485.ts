@@ -157,16 +157,28 @@ class PistackRs485 implements PowerController {
     await this.#ask("setOnAtStart", board, pi, policy === "on" ? 1 : 0);
   }
 
-  /** The sixteen DIP addresses of prefix 0 and of each prefix configured: 300 ms for every one that is silent. */
-  async scan(): Promise<BoardReading[]> {
+  /** The sixteen DIP addresses of prefix 0 and of each prefix configured. */
+  get addresses(): number[] {
     const prefixes = new Set([0, ...this.#bus.boards.map((board) => board & 0xf0)]);
-    const found: (BoardReading | undefined)[] = [];
-    for (const prefix of prefixes) {
-      for (let dip = 0; dip < 16; dip++) {
-        if (prefix + dip !== MASTER) found.push(await this.#look(prefix + dip));
-      }
+    return [...prefixes]
+      .flatMap((prefix) => Array.from({ length: 16 }, (_, dip) => prefix + dip))
+      .filter((address) => address !== MASTER);
+  }
+
+  /** Asked once at first and not counted: silence, for 300 ms, is what an address nobody has answers. */
+  async probe(board: number): Promise<BoardReading | undefined> {
+    const isWhole = (collected: Uint8Array) => findReply(collected, 1) !== undefined;
+    const heard = await this.#turns.take(() =>
+      this.#link.exchange(requestFrame("hardwareVersion", board), isWhole, LIMIT_MS),
+    );
+    if (heard.length === 0) return undefined;
+    try {
+      return await this.#versions(board);
+    } catch (error) {
+      if (!(error instanceof HalError) || error.code === "io") throw error;
+      // Two boards set to one address talk at once and nobody understands them: the address is all there is to say.
+      return error.code === "timeout" ? undefined : { board };
     }
-    return found.filter((reading) => reading !== undefined);
   }
 
   close(): Promise<void> {
@@ -181,22 +193,6 @@ class PistackRs485 implements PowerController {
     const hardware = fromBytes(await this.#ask("hardwareVersion", board));
     const firmware = fromBytes(await this.#ask("softwareVersion", board));
     return { board, hardware, firmware };
-  }
-
-  /** Who is at an address. Asked once at first and not counted: silence is what an address nobody has answers. */
-  async #look(board: number): Promise<BoardReading | undefined> {
-    const isWhole = (collected: Uint8Array) => findReply(collected, 1) !== undefined;
-    const heard = await this.#turns.take(() =>
-      this.#link.exchange(requestFrame("hardwareVersion", board), isWhole, LIMIT_MS),
-    );
-    if (heard.length === 0) return undefined;
-    try {
-      return await this.#versions(board);
-    } catch (error) {
-      if (!(error instanceof HalError) || error.code === "io") throw error;
-      // Two boards set to one address talk at once and nobody understands them: the address is all there is to say.
-      return error.code === "timeout" ? undefined : { board };
-    }
   }
 
   async #measure(quantity: Quantity & OpName, board: number, ...args: number[]): Promise<number> {

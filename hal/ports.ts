@@ -105,8 +105,10 @@ export interface PowerController {
   startPolicy(outlet: OutletId): Promise<"on" | "off">;
   /** Stores it in the board (its EEPROM: only on an explicit request of a person). */
   setStartPolicy(outlet: OutletId, policy: "on" | "off"): Promise<void>;
-  /** Boards that answer on this bus, configured or not. */
-  scan(): Promise<BoardReading[]>;
+  /** Addresses at which a board can be on this bus, configured or not. */
+  readonly addresses: readonly number[];
+  /** Who is at one of them; undefined where nobody answers. */
+  probe(address: number): Promise<BoardReading | undefined>;
   close(): Promise<void>;
 }
 

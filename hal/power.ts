@@ -17,22 +17,22 @@ type Driver = (hal: Hal, bus: PowerBus) => Promise<PowerController>;
 const DRIVERS: Record<PowerBus["driver"], Driver> = {
   "pistack-rs485": async (hal, bus) =>
     pistackRs485(
-      reopening(() => hal.openSerial(bus.device)),
+      reopening(bus.device, () => hal.openSerial(bus.device)),
       bus,
     ),
   "pistack-i2c": async (hal, bus) =>
     pistackI2c(
-      reopening(() => hal.openI2c(bus.device)),
+      reopening(bus.device, () => hal.openI2c(bus.device)),
       bus,
     ),
   clusterctrl: async (hal, bus) =>
     clusterctrl(
-      reopening(() => hal.openI2c(bus.device)),
+      reopening(bus.device, () => hal.openI2c(bus.device)),
       bus,
     ),
   clusterhat: async (hal, bus) =>
     clusterhat(
-      reopening(() => hal.openI2c(bus.device)),
+      reopening(bus.device, () => hal.openI2c(bus.device)),
       bus,
     ),
   sim: async (hal, bus) => {
@@ -50,20 +50,30 @@ export function openPower(hal: Hal, bus: PowerBus): Promise<PowerController> {
   return DRIVERS[bus.driver](hal, bus);
 }
 
-/** A link that is opened when it is first used, and once more after an `io` error. */
-function reopening<Link extends SerialLink | I2cLink>(open: () => Promise<Link>): Link {
+/** A link that is opened when it is first used, and once more after an `io` error; once closed it stays so. */
+function reopening<Link extends SerialLink | I2cLink>(device: string, open: () => Promise<Link>): Link {
   let link: Link | undefined;
+  let isClosed = false;
+  const drop = async () => {
+    const last = link;
+    link = undefined;
+    await last?.close();
+  };
+  const close = () => {
+    isClosed = true;
+    return drop();
+  };
   const exchange = async (...args: never[]) => {
-    link ??= await open();
+    if (!isClosed) link ??= await open();
+    // It may have been closed while it was being opened.
+    if (isClosed) await drop();
+    if (!link) throw new HalError("io", `${device}: is closed`);
     try {
       return await (link.exchange as (...args: never[]) => Promise<Uint8Array>)(...args);
     } catch (error) {
-      if (error instanceof HalError && error.code === "io") {
-        await link.close().catch(() => undefined);
-        link = undefined;
-      }
+      if (error instanceof HalError && error.code === "io") await drop().catch(() => undefined);
       throw error;
     }
   };
-  return { exchange, close: async () => link?.close() } as unknown as Link;
+  return { exchange, close } as unknown as Link;
 }

@@ -72,6 +72,32 @@ test("full, it drops the oldest telemetry first, then the oldest events, and res
   ]);
 });
 
+test("what is put back comes before what waited, oldest first, and nothing is live after it", () => {
+  const backlog = new Backlog(10_000, () => 0);
+  backlog.add(event(3), true);
+  backlog.add(message("result", "r", '{"n":3}'));
+  expect(backlog).toMatchObject({ hasOrdered: true, isNextLive: false });
+  expect(backlog.take()?.payload).toBe('{"n":3}');
+  expect(backlog.isNextLive).toBe(true);
+  backlog.putBack([event(1), message("result", "r", '{"n":1}'), event(2), message("result", "r", '{"n":2}')]);
+  expect(backlog.isNextLive).toBe(false);
+  expect(drain(backlog)).toEqual([
+    'r {"n":1}',
+    'r {"n":2}',
+    ...[1, 2, 3].map((seq) => `e {"seq":${seq},"buffered":1}`),
+  ]);
+  backlog.add(message("tele", "t", "{}"), true);
+  expect(backlog).toMatchObject({ hasOrdered: false, isNextLive: true });
+  expect(drain(backlog)).toEqual(["t {}"]);
+  expect(backlog).toMatchObject({ size: 0, bytes: 0, dropped: 0, isNextLive: false });
+});
+
+test("an event that waited for room alone is not marked", () => {
+  const backlog = new Backlog(10_000, () => 0);
+  backlog.add(event(1), true);
+  expect(drain(backlog)).toEqual(['e {"seq":1}']);
+});
+
 test("a message larger than the whole buffer is lost alone", () => {
   const backlog = new Backlog(1000, () => 0);
   backlog.add(event(1));
@@ -90,9 +116,10 @@ test("whatever comes, the bound holds and nothing is counted twice", () => {
       if (backlog.take()) taken++;
     } else {
       const kind = (["tele", "event", "result"] as const)[Math.floor(random() * 3)] ?? "event";
-      backlog.add(
-        message(kind, `t${Math.floor(random() * 9)}`, JSON.stringify({ text: "é".repeat(random() * 300) })),
-      );
+      const text = JSON.stringify({ text: "é".repeat(random() * 300) });
+      const one = message(kind, `t${Math.floor(random() * 9)}`, text);
+      if (random() < 0.2) backlog.putBack([one]);
+      else backlog.add(one, random() < 0.5);
       added++;
     }
     expect(backlog.bytes).toBeLessThanOrEqual(5000);

@@ -1,7 +1,7 @@
 import { afterEach, expect, jest, test } from "bun:test";
 import { clusterctrl } from "../hal/clusterctrl.ts";
 import { HalError, type PowerBus } from "../hal/ports.ts";
-import { failure, type I2cLine, PlaybackI2c, passing } from "./fakes.ts";
+import { failure, type I2cLine, PlaybackI2c, passing, scan } from "./fakes.ts";
 
 const BUS: PowerBus = {
   driver: "clusterctrl",
@@ -91,7 +91,7 @@ test.each([
     code: "absent",
     message: `board 5 on /dev/i2c-11 at 0x20: no ClusterCTRL (registers 0 to 4 read ${read.replaceAll(" ", "")})`,
   });
-  expect(await power.scan()).toEqual([]);
+  expect(await scan(power)).toEqual([]);
 });
 
 test.each([
@@ -161,7 +161,7 @@ test("what the board cannot do is refused without a word on the bus", async () =
 test("a scan finds the one board of the bus", async () => {
   const { link, power } = setUp([IS_STACK, ...command("00", "f2", "01 03 00 00")]);
   using _ = link;
-  expect(await power.scan()).toEqual([{ board: 5, hardware: 4, firmware: 1.3 }]);
+  expect(await scan(power)).toEqual([{ board: 5, hardware: 4, firmware: 1.3 }]);
 });
 
 test("a bus with two boards is a mistake: they all answer at 0x20", () => {

@@ -4,7 +4,7 @@ import { clusterhat } from "../hal/clusterhat.ts";
 import { HalError, type PowerBus } from "../hal/ports.ts";
 import { openPower } from "../hal/power.ts";
 import { openSim } from "../hal/sim/hal.ts";
-import { failure, type I2cLine, PlaybackI2c } from "./fakes.ts";
+import { failure, type I2cLine, PlaybackI2c, scan } from "./fakes.ts";
 
 const BUS: PowerBus = {
   driver: "clusterhat",
@@ -169,7 +169,7 @@ test.each([
       message: `board 5 on /dev/i2c-1 at 0x20: no Cluster HAT (register 2 reads 0x${order})`,
     });
   }
-  expect(await power.scan()).toEqual([]);
+  expect(await scan(power)).toEqual([]);
 });
 
 test("each of the two drivers of 0x20 refuses the other's board", async () => {
@@ -180,7 +180,7 @@ test("each of the two drivers of 0x20 refuses the other's board", async () => {
   ] as const) {
     const power = await openPower(hal, { ...BUS, driver, device });
     expect((await failure(power.switch("5.0", "off"))).code).toBe("absent");
-    expect(await power.scan()).toEqual([]);
+    expect(await scan(power)).toEqual([]);
   }
   expect(hal.stack.outlets.map((outlet) => hal.stack.pi(outlet).supply)).toEqual([true, true, true, true]);
 });
@@ -229,7 +229,7 @@ test("it has four outlets, and identify is all it can do besides", () => {
 test("a scan finds the one board of the bus", async () => {
   const { link, power } = setUp(IS_EXPANDER);
   using _ = link;
-  expect(await power.scan()).toEqual([{ board: 5 }]);
+  expect(await scan(power)).toEqual([{ board: 5 }]);
 });
 
 test("a bus with two boards is a mistake: they all answer at 0x20", () => {

@@ -43,11 +43,11 @@ test.each<{ document: unknown; says: string[] }>([
   { document: { site: "lab", socket: "run/x" }, says: ['socket: "run/x" is not an absolute path'] },
   {
     document: { site: "lab", telemetry: { interval_seconds: "60" } },
-    says: ['telemetry.interval_seconds: Invalid type: Expected number but received "60"'],
+    says: ['telemetry.interval_seconds: expected a number, received "60"'],
   },
   {
     document: { site: "lab", telemetry: { interval_seconds: 1 } },
-    says: ["telemetry.interval_seconds: Invalid value: Expected >=10 but received 1"],
+    says: ["telemetry.interval_seconds: at least 10, not 1"],
   },
   { document: { site: "lab", mqtt: {} }, says: ["mqtt.url: is missing"] },
   {
@@ -77,7 +77,7 @@ test.each<{ document: unknown; says: string[] }>([
   },
   { document: connected({ password_file: "/p" }), says: ["mqtt.password_file: without mqtt.username"] },
   {
-    document: powered({ buses: [bus(), bus({ boards: [1, 0] })] }),
+    document: powered({ buses: [bus(), bus({ device: "/dev/ttyS1", boards: [1, 0] })] }),
     says: ["power.buses.1.boards: board 0 is already on bus 0"],
   },
   {
@@ -104,8 +104,29 @@ test.each<{ document: unknown; says: string[] }>([
     ],
   },
   {
+    document: powered({ buses: [bus(), bus({ boards: [1] }), bus({ driver: "pistack-i2c", boards: [2] })] }),
+    says: [
+      "power.buses.1.device: /dev/ttyS0 is bus 0 already",
+      "power.buses.2.device: /dev/ttyS0 is bus 0 already",
+    ],
+  },
+  {
+    document: powered({
+      buses: [
+        { driver: "sim", boards: [0] },
+        { driver: "sim", boards: [1] },
+      ],
+      outlets: { "0.1": { name: "all" } },
+    }),
+    says: ["power.outlets.0.1.name: all means every outlet"],
+  },
+  {
+    document: powered({ outlets: { "0.1": { name: "0.0" } } }),
+    says: ['power.outlets.0.1.name: "0.0" is no name: 1 to 32 of a-z, 0-9 and -'],
+  },
+  {
     document: powered({ off_time_seconds: 1 }),
-    says: ["power.off_time_seconds: Invalid value: Expected >=2 but received 1"],
+    says: ["power.off_time_seconds: at least 2, not 1"],
   },
   {
     document: powered({ retry_seconds: 20, confirm_seconds: 10 }),
@@ -127,7 +148,7 @@ const WRONG = {
   mqtt: { url: "mqtts://broker", username: 7 },
   telemetry: { interval_seconds: 1, gruops: {} },
   power: {
-    buses: [bus({ pis: 3 }), bus({ boards: [0] })],
+    buses: [bus({ pis: 3 }), bus({ device: "/dev/ttyS1", boards: [0] })],
     outlets: { "0.0": { name: "rack1-a" }, "0.1": { name: "rack1-a" }, "4.0": {} },
     pol_seconds: 3,
   },
@@ -136,8 +157,8 @@ const WRONG = {
 
 const TOLD = (file: string) => `fruit: ${file}:
   site: "Lab" is no site: 1 to 32 of a-z, 0-9 and -
-  mqtt.username: Invalid type: Expected string but received 7
-  telemetry.interval_seconds: Invalid value: Expected >=10 but received 1
+  mqtt.username: expected text, received 7
+  telemetry.interval_seconds: at least 10, not 1
   telemetry.gruops: unknown key
   power.pol_seconds: unknown key
   commands.unsinged: unknown key
@@ -187,13 +208,26 @@ test("a good file is summed up in a line, and whole with --json", async () => {
   const file = folder.file("node.json", powered({}));
   expect(await fruit(["config", "check", file])).toEqual({
     exit: 0,
-    out: `${file}: good; site lab, 1 power buses, no broker\n`,
+    out: `${file}: good; site lab, 1 power bus, no broker\n`,
     err: "",
   });
   const { out } = await fruit(["config", "check", file, "--json"]);
   expect(JSON.parse(out)).toMatchObject({
     schema: "fruit.config.check/1",
+    problems: [],
     config: { power: { poll_seconds: 10 } },
+  });
+});
+
+test("what is wrong is an object with --json too", async () => {
+  using folder = scratch();
+  const file = folder.file("node.json", { site: "Lab", mqtt: {} });
+  const { exit, out, err } = await fruit(["config", "check", file, "--json"]);
+  expect({ exit, err }).toEqual({ exit: 78, err: "" });
+  expect(JSON.parse(out)).toEqual({
+    schema: "fruit.config.check/1",
+    file,
+    problems: ['site: "Lab" is no site: 1 to 32 of a-z, 0-9 and -', "mqtt.url: is missing"],
   });
 });
 

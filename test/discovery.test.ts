@@ -226,7 +226,7 @@ async function living(
     session: node.session,
     store: new Store(dir, () => undefined),
     log: () => undefined,
-    timing: { tickMs: 10, settleMs, random: () => 0 },
+    timing: { tickMs: 10, settleMs, alarmsMs: 1e9, random: () => 0 },
   });
   const stop = new AbortController();
   const running = discovering.part(stop.signal);

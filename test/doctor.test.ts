@@ -2,7 +2,7 @@ import { describe, expect, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { checkImage } from "../agent/doctor/image.ts";
-import { checkNode } from "../agent/doctor/node.ts";
+import { checkNode, look } from "../agent/doctor/node.ts";
 import { DOCTOR_VERBS } from "../agent/doctor.ts";
 import { PaperMachine } from "./paper.ts";
 import { image, not, Tree } from "./tree.ts";
@@ -17,7 +17,7 @@ describe("a node", () => {
       JSON.stringify({ ...SITE, data_dir: tree.at("data"), socket: tree.at("fruit.sock"), ...config }),
     );
     mkdirSync(tree.at("data"), { recursive: true });
-    return checkNode(file, machine, "linux");
+    return checkNode(look(file), { machine, kind: "linux" });
   };
 
   async function listen(): Promise<{ server: Server; port: number }> {

@@ -1,6 +1,12 @@
 /** Scripted links: they play a conversation, and fail when something else is said or a line is left unsaid. */
 import { jest } from "bun:test";
-import { HalError, type I2cLink, type SerialLink } from "../hal/ports.ts";
+import {
+  type BoardReading,
+  HalError,
+  type I2cLink,
+  type PowerController,
+  type SerialLink,
+} from "../hal/ports.ts";
 
 /** Bytes from their usual notation, `0A 04 03 B3`. */
 export function bytes(notation: string): Uint8Array {
@@ -142,4 +148,14 @@ export class PlaybackI2c extends Playback<I2cLine> implements I2cLink {
     await Promise.resolve();
     return bytes(line.read ?? "");
   }
+}
+
+/** Who answers on a bus, address by address. */
+export async function scan(power: PowerController): Promise<BoardReading[]> {
+  const found: BoardReading[] = [];
+  for (const address of power.addresses) {
+    const reading = await power.probe(address);
+    if (reading) found.push(reading);
+  }
+  return found;
 }

@@ -1,20 +1,12 @@
 import { afterAll, beforeAll, expect, jest, test } from "bun:test";
-import { readFileSync } from "node:fs";
-import { join } from "node:path";
-import * as v from "valibot";
-import { Audit } from "../agent/audit.ts";
 import { createClock } from "../agent/clock.ts";
-import { type Command, type CommandResult, command } from "../agent/commands.ts";
-import { Dispatcher } from "../agent/dispatch.ts";
-import { createGate, type ReplyTo } from "../agent/gate.ts";
-import { Journal } from "../agent/journal.ts";
+import type { Command } from "../agent/commands.ts";
 import { ROOT } from "../agent/messages.ts";
 import { nodeCommands } from "../agent/node.ts";
 import { FailureLimit } from "../agent/sign/limit.ts";
-import { parseSigners } from "../agent/sign/signers.ts";
-import type { OutletId } from "../hal/ports.ts";
-import { NODE, payload, SITE, sealed, signers } from "./doors.ts";
+import { NODE, SITE, sealed, signers } from "./doors.ts";
 import { seeded } from "./fakes.ts";
+import { BASE, gateway, plain } from "./gateway.ts";
 import { scratch } from "./node.ts";
 import { PaperMachine } from "./paper.ts";
 import { bench, Rack } from "./rack.ts";
@@ -27,116 +19,25 @@ beforeAll(async () => {
 });
 afterAll(() => folder[Symbol.dispose]());
 
-const base = `${ROOT}/${SITE}/${NODE}`;
-
-/** A gate before a small table, with all that it says. */
-async function gateway(options: { isSynced?: boolean; random?: () => number; failures?: FailureLimit } = {}) {
-  const { isSynced = true, random = () => 0, failures = new FailureLimit() } = options;
-  const own = scratch();
-  const journal = await Journal.open(join(own.path, "journal"), {
-    nowSeconds: () => 0,
-    log: () => undefined,
-  });
-  const audit = await Audit.open(join(own.path, "audit"), { boot: "b", clock: () => "synced" });
-  const stop = new AbortController();
-  const ran: string[] = [];
-  const replies: { to: ReplyTo; result: CommandResult }[] = [];
-  const told: Record<string, unknown>[] = [];
-  const logged: string[] = [];
-  const row = (verb: string, more: Partial<Command>) =>
-    command({
-      verb,
-      summary: verb,
-      tier: 0,
-      role: "read",
-      args: v.strictObject({ outlets: v.optional(v.array(v.string()), []) }),
-      outlets: ({ outlets }) => outlets as OutletId[],
-      run: async ({ id }) => {
-        ran.push(`${verb} ${id}`);
-        return { state: "done" };
-      },
-      ...more,
-    });
-  const clock = () => ({ synced: isSynced });
-  const dispatcher = new Dispatcher({
-    table: [
-      row("look", { broadcast: true }),
-      row("identify", { tier: 1, broadcast: true }),
-      row("power.on", { tier: 2, role: "power" }),
-      row("power.off", { tier: 2, role: "power" }),
-    ],
-    journal,
-    audit,
-    refusalLimit: new FailureLimit({ burst: 60, secondsEach: 10 }),
-    clock,
-    log: () => undefined,
-    signal: stop.signal,
-  });
-  let challenge = 1;
-  const allowed = parseSigners(readFileSync(people.file, "utf8")).signers;
-  const gate = createGate({
-    site: SITE,
-    node: NODE,
-    dispatcher,
-    signers: { find: (fingerprint) => allowed.find((signer) => signer.fingerprint === fingerprint) },
-    failures,
-    refusals: new FailureLimit(),
-    clock,
-    challenge: { current: () => `c${challenge}`, renew: () => void challenge++ },
-    unsignedOutlets: new Set(["1.1"]),
-    reply: (to, result) => void replies.push({ to, result }),
-    tell: (type, facts) => void told.push({ type, ...facts }),
-    log: (_, what, fields) => void logged.push(`${what} ${JSON.stringify(fields)}`),
-    signal: stop.signal,
-    random,
-  });
-  const say = (topic: string, text: string | Uint8Array, more: Partial<Parameters<typeof gate>[0]> = {}) =>
-    gate({
-      topic: topic.startsWith(ROOT) ? topic : `${base}/${topic}`,
-      payload: typeof text === "string" ? Buffer.from(text) : text,
-      retain: false,
-      duplicate: false,
-      ...more,
-    });
-  return {
-    say,
-    ran,
-    replies,
-    told,
-    logged,
-    challenge: () => `c${challenge}`,
-    lines: () => readFileSync(join(own.path, "audit/audit.jsonl"), "utf8").split("\n").length - 1,
-    stop: () => stop.abort(),
-    async [Symbol.asyncDispose]() {
-      stop.abort();
-      await dispatcher.idle();
-      await journal.close();
-      await audit.close();
-      own[Symbol.dispose]();
-    },
-  };
-}
-
-const text = (...from: Parameters<typeof payload>) => JSON.stringify(payload(...from));
 const last = <T>(all: readonly T[]) => all.at(-1);
 
 test.each([
   { responseTopic: `${ROOT}/${SITE}/reply/me`, to: `${ROOT}/${SITE}/reply/me` },
   { responseTopic: `${ROOT}/${SITE}/reply/me/1`, to: `${ROOT}/${SITE}/reply/me/1` },
-  { responseTopic: `${ROOT}/attic/reply/me`, to: `${base}/res/q` },
-  { responseTopic: `${ROOT}/${SITE}/reply`, to: `${base}/res/q` },
-  { responseTopic: `${ROOT}/${SITE}/${NODE}/cmd/power.off`, to: `${base}/res/q` },
-  { responseTopic: `${ROOT}/${SITE}/reply/+`, to: `${base}/res/q` },
-  { responseTopic: `${ROOT}/${SITE}/reply/#`, to: `${base}/res/q` },
-  { responseTopic: `${ROOT}/${SITE}/reply/a\0b`, to: `${base}/res/q` },
-  { responseTopic: `${ROOT}/${SITE}/reply/`.padEnd(257, "x"), to: `${base}/res/q` },
-  { responseTopic: undefined, to: `${base}/res/q` },
+  { responseTopic: `${ROOT}/attic/reply/me`, to: `${BASE}/res/q` },
+  { responseTopic: `${ROOT}/${SITE}/reply`, to: `${BASE}/res/q` },
+  { responseTopic: `${ROOT}/${SITE}/${NODE}/cmd/power.off`, to: `${BASE}/res/q` },
+  { responseTopic: `${ROOT}/${SITE}/reply/+`, to: `${BASE}/res/q` },
+  { responseTopic: `${ROOT}/${SITE}/reply/#`, to: `${BASE}/res/q` },
+  { responseTopic: `${ROOT}/${SITE}/reply/a\0b`, to: `${BASE}/res/q` },
+  { responseTopic: `${ROOT}/${SITE}/reply/`.padEnd(257, "x"), to: `${BASE}/res/q` },
+  { responseTopic: undefined, to: `${BASE}/res/q` },
 ])("with response topic $responseTopic the answer goes to $to", async ({ responseTopic, to }) => {
-  await using g = await gateway();
+  await using g = await gateway(people.file);
   const correlation = Uint8Array.of(1, 2);
   await g.say(
     "cmd/look",
-    text("q", "look"),
+    plain("q", "look"),
     responseTopic === undefined ? {} : { responseTopic, correlation },
   );
   expect(g.replies.map(({ result }) => result.state)).toEqual(["done"]);
@@ -146,7 +47,7 @@ test.each([
 });
 
 test("what cannot be understood is answered where an answer was wished, and nowhere else", async () => {
-  await using g = await gateway();
+  await using g = await gateway(people.file);
   await g.say("cmd/look", "{");
   expect(g.replies).toEqual([]);
   await g.say("cmd/look", "{", { responseTopic: `${ROOT}/${SITE}/reply/me` });
@@ -155,19 +56,19 @@ test("what cannot be understood is answered where an answer was wished, and nowh
 });
 
 test("a topic that is none of this node's is left alone", async () => {
-  await using g = await gateway();
+  await using g = await gateway(people.file);
   for (const topic of [
     `${ROOT}/${SITE}/pi9/cmd/look`,
     `${ROOT}/attic/${NODE}/cmd/look`,
     "x",
-    `${base}/res/q`,
+    `${BASE}/res/q`,
   ])
-    await g.say(topic, text("q", "look"));
+    await g.say(topic, plain("q", "look"));
   expect([g.ran, g.replies, g.told, g.logged]).toEqual([[], [], [], []]);
 });
 
 test("clearing a retained topic is no command", async () => {
-  await using g = await gateway();
+  await using g = await gateway(people.file);
   for (const topic of ["cmd/power.off", "set/outlet/1.1", `${ROOT}/${SITE}/all/cmd/look`])
     await g.say(topic, "", { retain: true });
   expect([g.ran, g.replies, g.told]).toEqual([[], [], []]);
@@ -180,14 +81,14 @@ test.each([
   { topic: "set/", code: "wrong-topic" },
   { topic: "set/identify/0.0", code: "wrong-topic" },
 ])("$topic is refused as $code", async ({ topic, code }) => {
-  await using g = await gateway();
-  await g.say(topic, topic.startsWith("cmd") ? text("q", "power/off") : "");
+  await using g = await gateway(people.file);
+  await g.say(topic, topic.startsWith("cmd") ? plain("q", "power/off") : "");
   expect(g.told.map(({ code }) => code)).toEqual([code]);
   expect(g.ran).toEqual([]);
 });
 
 test("plain text switches what node-local configuration lists, and only that", async () => {
-  await using g = await gateway();
+  await using g = await gateway(people.file);
   await g.say("set/outlet/1.1", "ON");
   await g.say("set/outlet/1.1", "OFF");
   await g.say("set/outlet/1.0", "OFF");
@@ -197,15 +98,15 @@ test("plain text switches what node-local configuration lists, and only that", a
 });
 
 test("a command for all is taken when it is harmless, after a while, and only if it says so itself", async () => {
-  await using g = await gateway();
+  await using g = await gateway(people.file);
   const all = `${ROOT}/${SITE}/all/cmd`;
-  await g.say(`${all}/look`, text("a1", "look", {}, { node: "all" }));
+  await g.say(`${all}/look`, plain("a1", "look", {}, { node: "all" }));
   expect(g.ran).toEqual(["look a1"]);
-  await g.say(`${all}/look`, text("a2", "look"));
+  await g.say(`${all}/look`, plain("a2", "look"));
   expect(last(g.replies)?.result).toMatchObject({ id: "a2", code: "wrong-node" });
   await g.say(`${all}/power.off`, await sealed(people.keys.alice, "a3", "power.off", {}, { node: "all" }));
   expect(last(g.replies)?.result).toMatchObject({ id: "a3", code: "unauthorised" });
-  await g.say("cmd/look", text("a4", "look", {}, { node: "all" }));
+  await g.say("cmd/look", plain("a4", "look", {}, { node: "all" }));
   expect(last(g.replies)?.result).toMatchObject({ id: "a4", code: "wrong-node" });
   expect(g.ran).toEqual(["look a1"]);
 });
@@ -213,9 +114,9 @@ test("a command for all is taken when it is harmless, after a while, and only if
 test("no more than sixteen commands for all wait for their moment", async () => {
   jest.useFakeTimers();
   try {
-    await using g = await gateway({ random: () => 0.5 });
+    await using g = await gateway(people.file, { random: () => 0.5 });
     const all = Array.from({ length: 40 }, (_, n) =>
-      g.say(`${ROOT}/${SITE}/all/cmd/look`, text(`a${n}`, "look", {}, { node: "all" })),
+      g.say(`${ROOT}/${SITE}/all/cmd/look`, plain(`a${n}`, "look", {}, { node: "all" })),
     );
     await Promise.all(all.slice(16));
     expect(g.ran).toEqual([]);
@@ -224,21 +125,48 @@ test("no more than sixteen commands for all wait for their moment", async () => 
     jest.advanceTimersByTime(1);
     await Promise.all(all);
     expect(g.ran).toHaveLength(16);
+    expect(g.told).toHaveLength(10);
+    expect(g.told[0]).toMatchObject({ verb: "look", code: "busy", message: expect.stringContaining("16") });
+    expect(g.replies).toHaveLength(16);
   } finally {
     jest.useRealTimers();
   }
 });
 
 test("commands for all that wait are forgotten when the agent stops", async () => {
-  await using g = await gateway({ random: () => 1 });
-  const waiting = g.say(`${ROOT}/${SITE}/all/cmd/look`, text("a1", "look", {}, { node: "all" }));
+  await using g = await gateway(people.file, { random: () => 1 });
+  const waiting = g.say(`${ROOT}/${SITE}/all/cmd/look`, plain("a1", "look", {}, { node: "all" }));
   g.stop();
   await waiting;
   expect(g.ran).toEqual([]);
 });
 
+test("what goes wrong inside a command for all is not taken for the end of the agent", async () => {
+  await using g = await gateway(people.file);
+  await g.say(`${ROOT}/${SITE}/all/cmd/slip`, plain("a1", "slip", {}, { node: "all" }));
+  expect(g.logged.filter((line) => line.startsWith("gate.failed"))).toEqual([
+    expect.stringContaining("a slip"),
+  ]);
+});
+
+test.each([
+  `cmd/${"x".repeat(60_000)}`,
+  `cmd/${"x/".repeat(30_000)}`,
+  `set/outlet/${"x".repeat(60_000)}`,
+  `set/${"x/".repeat(30_000)}`,
+])("what is said of a topic of 60,000 characters is short", async (topic) => {
+  await using g = await gateway(people.file);
+  for (const retain of [false, true]) {
+    await g.say(topic, plain("q", "look"), { retain, responseTopic: `${ROOT}/${SITE}/reply/me` });
+    await g.say(topic, "ON", { retain });
+  }
+  expect(g.told.length).toBeGreaterThan(3);
+  for (const said of [...g.told, ...g.replies, ...g.logged])
+    expect(JSON.stringify(said).length).toBeLessThan(800);
+});
+
 test("without a clock a challenge is used up by the signature that was accepted, not by others", async () => {
-  await using g = await gateway({ isSynced: false });
+  await using g = await gateway(people.file, { isSynced: false });
   const send = async (id: string, challenge: string | undefined) => {
     const more = { iat: 5, exp: 10, ...(challenge === undefined ? {} : { challenge }) };
     await g.say("cmd/power.on", await sealed(people.keys.alice, id, "power.on", {}, more));
@@ -246,7 +174,7 @@ test("without a clock a challenge is used up by the signature that was accepted,
   };
   expect(await send("s1", undefined)).toBe("clock");
   expect(await send("s2", "c0")).toBe("clock");
-  await g.say("cmd/power.on", text("s3", "power.on", {}, { challenge: "c1" }));
+  await g.say("cmd/power.on", plain("s3", "power.on", {}, { challenge: "c1" }));
   expect(last(g.replies)?.result.code).toBe("unauthorised");
   expect(g.challenge()).toBe("c1");
   expect(await send("s4", "c1")).toBe("done");
@@ -255,9 +183,9 @@ test("without a clock a challenge is used up by the signature that was accepted,
 });
 
 test("a flood of rubbish is answered, told ten times, and does not turn the audit log over", async () => {
-  await using g = await gateway();
+  await using g = await gateway(people.file);
   for (let n = 0; n < 500; n++)
-    await g.say("cmd/power.off", n % 2 ? "{" : text(`f${n}`, "power.off"), {
+    await g.say("cmd/power.off", n % 2 ? "{" : plain(`f${n}`, "power.off"), {
       responseTopic: `${ROOT}/${SITE}/reply/me`,
     });
   expect(g.replies).toHaveLength(500);
@@ -266,11 +194,11 @@ test("a flood of rubbish is answered, told ten times, and does not turn the audi
 });
 
 test("whatever bytes arrive, nothing is switched and nothing is thrown", async () => {
-  await using g = await gateway({ failures: new FailureLimit({ burst: 1e9 }) });
+  await using g = await gateway(people.file, { failures: new FailureLimit({ burst: 1e9 }) });
   const random = seeded(7);
   const seeds = [
-    text("z1", "power.off", { outlets: ["1.1"] }),
-    await sealed(people.keys.alice, "z2", "power.off", {}, { reason: "ä€𝄞" }),
+    plain("z1", "power.off", { outlets: ["1.1"] }),
+    await sealed(people.keys.alice, "z2", "power.off", {}, { reason: "ä€𝄞", iat: 1, exp: 2 }),
     "ON",
     '{"p":"","s":"","k":""}',
     '{"id":"a","verb":"power.off","args":{"__proto__":{"outlets":["1.1"]}},"iat":1e999,"exp":-0}',

@@ -103,28 +103,101 @@ test("what a restart interrupted is not forgotten before somebody finished it", 
 test("when it is full, new commands are refused and no id is forgotten; what expired makes room", async () => {
   let now = NOW;
   const journal = await openJournal(newDir(), { most: 10, nowSeconds: () => now });
-  for (let n = 0; n < 10; n++) {
+  for (let n = 0; n < 9; n++) {
     await journal.accept(command(n));
     await journal.finish(`c-${n}`, result(n));
   }
   const error = await refused(journal.accept(command(10)));
   expect(error).toBeInstanceOf(Refusal);
-  expect(error).toMatchObject({ code: "busy", message: expect.stringContaining("remembers 10 commands") });
-  expect(Array.from({ length: 10 }, (_, n) => journal.seen(`c-${n}`)?.state)).toEqual(Array(10).fill("done"));
+  expect(error).toMatchObject({ code: "busy", message: expect.stringContaining("remembers 9 commands") });
+  expect(Array.from({ length: 9 }, (_, n) => journal.seen(`c-${n}`)?.state)).toEqual(Array(9).fill("done"));
   expect(journal.seen("c-10")).toBeUndefined();
   now += DAY;
   await journal.accept(command(10, { exp: now + 60 }));
   expect(journal.seen("c-0")).toBeUndefined();
 });
 
-test("harmless commands take half of it at most", async () => {
-  const journal = await openJournal(newDir(), { most: 10 });
-  const flood = Array.from({ length: 9 }, (_, n) => refused(journal.accept(command(n, { durable: false }))));
-  expect((await Promise.all(flood)).map((error) => error?.code)).toEqual([
-    ...Array(5).fill(undefined),
-    ...Array(4).fill("busy"),
-  ]);
-  await journal.accept(command("disruptive"));
+test("anybody may fill half of it, harmless commands with a key three quarters, those that disrupt nine tenths; the rest is the node's own", async () => {
+  const journal = await openJournal(newDir(), { most: 20 });
+  const takes = async (name: string, more: object) => {
+    let taken = 0;
+    while (!(await refused(journal.accept(command(`${name}-${taken}`, more))))) taken++;
+    return taken;
+  };
+  expect(await takes("anybody", { who: "anonymous", durable: false })).toBe(10);
+  expect(await takes("harmless", { durable: false })).toBe(5);
+  expect(await takes("disruptive", {})).toBe(3);
+  expect(await takes("socket", { who: "local:root", own: true })).toBe(2);
+});
+
+test("an id that the node made itself is known until its command has ended, also when that is after a restart", async () => {
+  const dir = newDir();
+  const journal = await openJournal(dir, { most: 10 });
+  for (let n = 0; n < 100; n++) {
+    await journal.accept(command(n, { own: true }));
+    expect(await refused(journal.accept(command(n, { own: true })))).toMatchObject({ code: "duplicate" });
+    await journal.finish(`c-${n}`, result(n));
+  }
+  await journal.accept(command("cut off", { own: true }));
+  await journal.close();
+  const again = await openJournal(dir);
+  expect(again.seen("c-99")).toBeUndefined();
+  expect(again.last(1)).toEqual([result(99)]);
+  expect(again.unfinished().map(({ id }) => id)).toEqual(["c-cut off"]);
+  await again.finish("c-cut off", result("cut off", "unconfirmed"));
+  expect(again.unfinished()).toEqual([]);
+  expect((await openJournal(dir)).last(1)[0]?.state).toBe("unconfirmed");
+});
+
+test("what anybody did is forgotten before what others did", async () => {
+  const journal = await openJournal(newDir());
+  const end = async (n: number, who: string) => {
+    await journal.accept(command(n, { who, durable: false }));
+    await journal.finish(`c-${n}`, { ...result(n), by: who });
+  };
+  for (let n = 0; n < 90; n++) await end(n, "key:alice@desk");
+  for (let n = 90; n < 200; n++) await end(n, n % 2 ? "anonymous" : "set");
+  for (let n = 200; n < 205; n++) await end(n, "local:root");
+  const people = journal.last(100).filter(({ by }) => by !== "anonymous" && by !== "set");
+  expect(people).toHaveLength(95);
+  expect(journal.last(1)[0]?.id).toBe("c-204");
+});
+
+test("of an id, what was last said is known", async () => {
+  const journal = await openJournal(newDir());
+  expect(journal.result("c-1")).toBeUndefined();
+  await journal.accept(command(1));
+  expect(journal.result("c-1")).toMatchObject({ id: "c-1", state: "accepted" });
+  await journal.finish("c-1", { ...result(1, "failed"), code: "bus" });
+  expect(journal.result("c-1")).toMatchObject({ state: "failed", code: "bus" });
+  for (let n = 2; n < 103; n++) {
+    await journal.accept(command(n));
+    await journal.finish(`c-${n}`, result(n));
+  }
+  expect(journal.result("c-1")).toEqual({
+    id: "c-1",
+    verb: "power.off",
+    state: "failed",
+    by: "key:alice@desk",
+  });
+});
+
+test("an id that comes again when it was forgotten starts anew, also after a restart", async () => {
+  const dir = newDir();
+  let now = NOW;
+  const nowSeconds = () => now;
+  const journal = await openJournal(dir, { most: 1.2, nowSeconds });
+  await journal.accept(command(1));
+  await journal.finish("c-1", result(1));
+  now += DAY;
+  await refused(journal.accept(command(2, { durable: false, exp: now })));
+  await journal.accept(command(1, { exp: now + 60 }));
+  expect(journal.result("c-1")?.state).toBe("accepted");
+  for (let n = 0; n < 2; n++) {
+    const again = await openJournal(dir, { nowSeconds });
+    expect(again.unfinished().map(({ id }) => id)).toEqual(["c-1"]);
+    expect(again.last(9)).toEqual([result(1)]);
+  }
 });
 
 test("the file stays below 1 MiB however much is asked, and the last hundred results fit", async () => {

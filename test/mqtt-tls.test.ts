@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { execFileSync, spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createServer, type TLSSocket } from "node:tls";
@@ -65,6 +65,11 @@ const listener = (certificate: string, ...more: string[]) => [
 const anonymous = "allow_anonymous true";
 const mutual = ["require_certificate true", "use_identity_as_username true"];
 const identity = (name: string) => ({ cert: file(`${name}.pem`), key: file(`${name}.key`) });
+
+/** What a renewal may leave behind for a moment; read late, for the files are made before the tests run. */
+const whole = (name: string) => () => readFileSync(file(name), "utf8");
+const half = (name: string) => () => whole(name)().slice(0, 200);
+const hollow = () => "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 
 /** Tries once; the answer is "online" or how it was refused. */
 async function tryOnce(port: number, host: string, more: Partial<MqttConfig> = {}): Promise<string> {
@@ -263,6 +268,44 @@ describe.skipIf(!CAN)(`TLS ${NEEDS}`, () => {
     ]);
     expect(await tryOnce(broker.port, "localhost")).toMatch(/^tls: .*CERTIFICATE_REQUIRED/);
   });
+
+  test.each([
+    { key: "ca", what: "rubbish", put: () => "rubbish", says: /^tls: .*cannot use mqtt\.ca .*Invalid CA/ },
+    { key: "ca", what: "empty", put: () => "", says: /^tls: .*cannot use mqtt\.ca / },
+    { key: "ca", what: "half written", put: half("site.pem"), says: /^tls: .*cannot use mqtt\.ca / },
+    { key: "ca", what: "a folder", put: undefined, says: /^unreachable: .*mqtt\.ca: EISDIR/ },
+    { key: "cert", what: "rubbish", put: () => "rubbish", says: /^tls: .*mqtt\.cert .*NO_START_LINE/ },
+    { key: "cert", what: "empty", put: () => "", says: /^tls: .*mqtt\.cert .*NO_START_LINE/ },
+    { key: "cert", what: "half written", put: half("pi1.pem"), says: /^tls: .*mqtt\.cert .*BAD_END_LINE/ },
+    { key: "cert", what: "PEM around nothing", put: hollow, says: /^tls: .*mqtt\.cert .*DECODE_ERROR/ },
+    { key: "cert", what: "a folder", put: undefined, says: /^unreachable: .*mqtt\.cert: EISDIR/ },
+    { key: "key", what: "rubbish", put: () => "rubbish", says: /^tls: .*mqtt\.key .*NO_START_LINE/ },
+    { key: "key", what: "empty", put: () => "", says: /^tls: .*mqtt\.key .*NO_START_LINE/ },
+    {
+      key: "key",
+      what: "another's",
+      put: whole("thief.key"),
+      says: /^tls: .*mqtt\.key .*KEY_VALUES_MISMATCH/,
+    },
+    { key: "key", what: "a folder", put: undefined, says: /^unreachable: .*mqtt\.key: EISDIR/ },
+  ])(
+    "while mqtt.$key is $what the node tells it and goes on, until it is put right",
+    async ({ key, put, says }) => {
+      await using broker = await Mosquitto.start(listener("good", ...mutual));
+      const mine = file(`renewed-${crypto.randomUUID()}`);
+      if (put) writeFileSync(mine, put());
+      else mkdirSync(mine);
+      const good = { ca: file("site.pem"), ...identity("pi1") };
+      await using node = new Node({ url: `mqtts://localhost:${broker.port}`, ...good, [key]: mine });
+      await until("it was told", () => node.log("mqtt.down"));
+      const { kind, error } = node.logged.find(({ what }) => what === "mqtt.down")?.fields ?? {};
+      expect(`${kind}: ${error}`).toMatch(says);
+      expect(String(error)).toStartWith(`localhost:${broker.port}: `);
+      rmSync(mine, { recursive: true });
+      writeFileSync(mine, readFileSync(good[key as keyof typeof good]));
+      await node.online();
+    },
+  );
 
   test("a renewed certificate is used at the next connect, without a restart", async () => {
     await using broker = await Mosquitto.start(listener("good", ...mutual));

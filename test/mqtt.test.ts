@@ -369,11 +369,15 @@ test.each([
   expect(performance.now() - before).toBeLessThan(1000);
 });
 
-test("a password file that is gone is told as such", async () => {
-  await using server = await tcp(() => undefined);
+test("a password file that is gone is told as such, and leaves no connection open", async () => {
+  let connections = 0;
+  await using server = await tcp(() => {
+    connections += 1;
+  });
   await using node = new Node({ url: url(server), username: "pi1", password_file: "/nowhere/password" });
-  await until("it was told", () => node.log("mqtt.down"));
+  await until("it was tried twice", () => node.logged.filter(({ what }) => what === "mqtt.down").length > 1);
   expect(node.log("mqtt.down")).toContain("mqtt.password_file");
+  expect(connections).toBe(0);
 });
 
 test("a broker that never answers SUBSCRIBE is left, and one that refuses it is told about", async () => {

@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { errorFrame, replyFrame } from "../hal/pistack.ts";
 import { findReply, pistackRs485, type Reply } from "../hal/pistack-rs485.ts";
 import { HalError, type SerialLink } from "../hal/ports.ts";
-import { bytes, notation, seeded } from "./fakes.ts";
+import { bytes, notation, scan, seeded } from "./fakes.ts";
 
 const ROUNDS = Number(process.env.FRUIT_FUZZ ?? 20_000);
 
@@ -107,7 +107,7 @@ test(`whatever arrives, the driver throws nothing but HalError (${Math.ceil(ROUN
     () => power.startPolicy("4.1"),
   ];
   for (let round = 0; round < ROUNDS / 10; round++) {
-    const act = acts[round % acts.length] ?? (() => power.scan());
+    const act = acts[round % acts.length] ?? (() => scan(power));
     await act().catch((error: unknown) => {
       if (!(error instanceof HalError)) throw error;
     });

@@ -2,7 +2,7 @@ import { afterEach, expect, jest, test } from "bun:test";
 import { crc8 } from "../hal/pistack.ts";
 import { pistackI2c } from "../hal/pistack-i2c.ts";
 import { HalError, type I2cLink, type OutletId, type PowerBus } from "../hal/ports.ts";
-import { bytes, failure, type I2cLine, notation, PlaybackI2c, passing } from "./fakes.ts";
+import { bytes, failure, type I2cLine, notation, PlaybackI2c, passing, scan } from "./fakes.ts";
 
 const BUS: PowerBus = {
   driver: "pistack-i2c",
@@ -253,7 +253,7 @@ test("a scan finds Pi Stacks and passes other devices over", async () => {
     close: async () => {},
   };
   const power = pistackI2c(link, BUS);
-  expect(await power.scan()).toEqual([
+  expect(await scan(power)).toEqual([
     { board: 3, firmware: 5, hardware: 3 },
     { board: 15, firmware: 5, hardware: 3 },
   ]);
@@ -269,5 +269,5 @@ test("a bus that is broken is not taken for one without boards", async () => {
     },
     close: async () => {},
   };
-  expect(await failure(pistackI2c(link, BUS).scan())).toBe(fails);
+  expect(await failure(scan(pistackI2c(link, BUS)))).toBe(fails);
 });

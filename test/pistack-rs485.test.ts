@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import { crc8, errorFrame, replyFrame } from "../hal/pistack.ts";
 import { pistackRs485 } from "../hal/pistack-rs485.ts";
 import { HalError, type PowerBus, type SerialLink } from "../hal/ports.ts";
-import { bytes, failure, notation, PlaybackSerial, type SerialLine } from "./fakes.ts";
+import { bytes, failure, notation, PlaybackSerial, type SerialLine, scan } from "./fakes.ts";
 
 const BUS: PowerBus = {
   driver: "pistack-rs485",
@@ -359,7 +359,7 @@ test("a scan asks each address once, and names who answers, configured or not", 
     ]),
   );
   const power = pistackRs485(link, BUS);
-  expect(await power.scan()).toEqual([
+  expect(await scan(power)).toEqual([
     { board: 0, hardware: 3, firmware: 5 },
     { board: 9, hardware: 2, firmware: 4 },
     // Two boards on one address: garbage, and yet somebody is there.
@@ -373,7 +373,7 @@ test("a scan asks each address once, and names who answers, configured or not", 
 test("a scan looks at the prefixes that are configured too", async () => {
   const link = new Boards(new Map([[0x25, [3, 5]]]));
   const power = pistackRs485(link, { ...BUS, boards: [0x24] });
-  expect(await power.scan()).toEqual([{ board: 0x25, hardware: 3, firmware: 5 }]);
+  expect(await scan(power)).toEqual([{ board: 0x25, hardware: 3, firmware: 5 }]);
   expect(new Set(link.asked).size).toBe(32);
 });
 

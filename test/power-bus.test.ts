@@ -33,7 +33,7 @@ test("one operation at a time, lines in turn, an emergency first", async () => {
   const { begun, operation, end } = hands();
   const asked = ["a1", "a2", "a3", "b1", "b2", "c1"];
   const all = asked.map((name) => bus.do(name[0] ?? "", "read", operation(name)));
-  const urgent = bus.do("c", "switch off", operation("URGENT"), { urgent: true });
+  const urgent = bus.do("c", "switch off", operation("URGENT"), { lane: "emergency" });
   await settle();
   expect(begun).toEqual(["a1"]);
   for (let ended = 0; ended < 7; ended++) {
@@ -52,7 +52,7 @@ test("no more wait than fit, and an emergency still does", async () => {
   await settle();
   expect(bus.waiting).toBe(3);
   await expect(bus.do("b", "read", operation("b1"))).rejects.toMatchObject({ code: "busy" });
-  const urgent = bus.do("b", "switch off", operation("URGENT"), { urgent: true });
+  const urgent = bus.do("b", "switch off", operation("URGENT"), { lane: "emergency" });
   end("a1");
   await settle();
   expect(begun).toEqual(["a1", "URGENT"]);
@@ -61,6 +61,55 @@ test("no more wait than fit, and an emergency still does", async () => {
     await settle();
   }
   await Promise.all([...all, urgent]);
+});
+
+test("readings that fill their lane keep nobody from switching, and switching goes first", async () => {
+  const bus = new Bus("bus 0", new Rack(1), 2);
+  const { begun, operation, end } = hands();
+  const reads = ["a1", "a2", "a3"].map((name) => bus.do("a", "read", operation(name)));
+  const switches = ["s1", "s2"].map((name) =>
+    bus.do("a", "switch on", operation(name), { lane: "switching" }),
+  );
+  await expect(bus.do("a", "read", operation("a4"))).rejects.toMatchObject({ code: "busy" });
+  const third = bus.do("a", "switch on", operation("s3"), { lane: "switching" });
+  await expect(third).rejects.toMatchObject({ code: "busy" });
+  await settle();
+  for (let ended = 0; ended < 5; ended++) {
+    end(begun.at(-1) ?? "");
+    await settle();
+  }
+  expect(begun).toEqual(["a1", "s1", "s2", "a2", "a3"]);
+  await Promise.all([...reads, ...switches]);
+});
+
+test("a driver that throws before it returns a promise does not stop the bus", async () => {
+  const bus = new Bus("bus 0", new Rack(1));
+  const thrown = bus.do("a", "read", () => {
+    throw new HalError("refused", "not on this bus");
+  });
+  await expect(thrown).rejects.toThrow("not on this bus");
+  expect(await bus.do("a", "read", async () => 5)).toBe(5);
+});
+
+test("whoever is told to stop waits no longer: what had not begun is left out", async () => {
+  const bus = new Bus("bus 0", new Rack(1));
+  const { begun, operation, end } = hands();
+  const stop = new AbortController();
+  const { signal } = stop;
+  const both = ["a1", "a2"].map((name) => bus.do("a", "switch on", operation(name), { signal }));
+  const other = bus.do("b", "read", operation("b1"));
+  await settle();
+  stop.abort();
+  for (const outcome of await Promise.allSettled(both))
+    expect(outcome).toMatchObject({ status: "rejected", reason: { name: "AbortError" } });
+  await expect(bus.do("a", "read", operation("a3"), { signal })).rejects.toMatchObject({
+    name: "AbortError",
+  });
+  end("a1");
+  await settle();
+  expect(begun).toEqual(["a1", "b1"]);
+  end("b1");
+  expect(await other).toBe("b1");
 });
 
 test("an operation that fails is its asker's matter only", async () => {

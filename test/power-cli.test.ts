@@ -93,16 +93,17 @@ test("a session: look, cycle, lock, be refused", async () => {
   `);
 
   const cycle = await alice.type("power cycle rack1-c --reason hung_in_U-Boot");
-  expect(cycle.exit).toBe(EXIT.done);
+  expect(cycle.exit).toBe(EXIT.unconfirmed);
   expect(cycle.out).toMatchInlineSnapshot(`
     "1.0 rack1-c: asking to shut down ...
     1.0 rack1-c: no answer after 30 s
     1.0 rack1-c: power cut (forced after timeout), off 3 s
     1.0 rack1-c: power on ... confirmed by board in 0.0 s
-    1.0 rack1-c: no sign of life after 120 s: look at its console
     "
   `);
-  expect(cycle.err).toBe("");
+  expect(cycle.err).toBe(
+    "fruit: outlet 1.0: its supply is on, but it shows no sign of life after 120 s; look at its console\n",
+  );
 
   expect((await bob.type("lock 0.1 --for 2h --reason kernel_test")).out).toMatchInlineSnapshot(`
     "OUTLET  OWNER     SINCE      UNTIL      REASON
@@ -136,7 +137,11 @@ test("a session: look, cycle, lock, be refused", async () => {
     out: "outlet 0.1: unlocked\n",
     err: "",
   });
-  expect((await alice.type("unlock 0.1")).err).toBe("fruit: outlet 0.1: not locked\n");
+  expect(await alice.type("unlock 0.1")).toEqual({
+    exit: EXIT.done,
+    out: "outlet 0.1: not locked (unchanged)\n",
+    err: "",
+  });
   expect((await alice.type("locks")).out).toBe("no locks\n");
 });
 
@@ -163,8 +168,9 @@ test.each<[string, Exit, string]>([
   [
     "lock 0.1 --for 8d",
     EXIT.usage,
-    "fruit: a lock lasts 604800 s at most (lock_max_seconds), not 691200 s; take it again when it ends\n",
+    "fruit: a lock lasts 7d at most (lock_max_seconds), not 8d; take it again when it ends\n",
   ],
+  ["lock all", EXIT.usage, 'fruit: "all": one outlet at a time: an id (0.1) or a name\n'],
   ["power identify rack1-b 30s", EXIT.done, ""],
   ["power policy 0.1 last", EXIT.done, ""],
   ["power scan", EXIT.done, ""],
@@ -182,6 +188,7 @@ test.each([
   ["power policy 0.0 --once", "--once goes with on, off or last"],
   ["power policy off", "which outlet?"],
   ["lock 0.0,0.1", "one outlet at a time"],
+  ["unlock", "one outlet at a time"],
   ["power scan now", "now"],
 ])("%s is a matter of usage", async (line, words) => {
   const { type, sent } = terminal(bench(new Rack(1)));
@@ -251,7 +258,9 @@ test("a dry run reads as what would happen", async () => {
 
 describe("--json", () => {
   test("prints one object with its schema, and nothing else on stdout", async () => {
-    const b = bench(new Rack(1, ["0.0"]), { power: { outlets: { "0.0": { name: "rack1-a" } } } });
+    const rack = new Rack(1, ["0.0"]);
+    rack.inputVolts = () => 12.000_400_01;
+    const b = bench(rack, { power: { outlets: { "0.0": { name: "rack1-a" } } } });
     const { type } = terminal(b);
     const status = JSON.parse((await type("power status", { json: true })).out);
     expect(status).toMatchObject({
@@ -316,6 +325,28 @@ describe("watch", () => {
     expect(changes).toEqual([
       "0.0: supply on -> off (alice: hung), host running -> off, reset under way",
       "0.0: supply off -> on (alice: hung), host off -> starting, reset ended",
+    ]);
+  });
+
+  test.each([
+    { flags: "", json: true },
+    { flags: " --jsonl", json: false },
+  ])("prints an object a line from the start (--json $json$flags)", async ({ flags, json }) => {
+    const b = bench(new Rack(1, ["0.0"]));
+    const watching = terminal(b).begin(`power watch --for 20s${flags}`, { json });
+    await b.pass(5000);
+    void b.ask("power.reset", { outlets: ["0.0"] }, { reason: "hung" });
+    const { out } = await b.finish(watching);
+    const lines = out
+      .trimEnd()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+    for (const line of lines) expect(line).toMatchObject({ schema: "fruit.power.watch/1", v: 1 });
+    expect(lines.map(({ outlet, supply, change }) => [outlet, supply, change?.split(" (")[0]])).toEqual([
+      ["0.0", "on", undefined],
+      ["0.1", "off", undefined],
+      ["0.0", "off", "0.0: supply on -> off"],
+      ["0.0", "on", "0.0: supply off -> on"],
     ]);
   });
 

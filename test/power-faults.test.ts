@@ -80,6 +80,68 @@ describe("a bus that fails", () => {
     expect(outcome.message).toContain("CRC error");
   });
 
+  test("after a cut is waited for, and the Pi comes on again", async () => {
+    const rack = new Rack(1, ["0.0"]);
+    const b = bench(rack, { power: { input_volts_min: 11 } });
+    const cycle = b.ask("power.cycle", { outlets: ["0.0"] });
+    while (rack.supply("0.0") === "on") await b.pass(10);
+    await b.pass(1000);
+    rack.failing = crc;
+    await b.pass(30_000);
+    rack.failing = undefined;
+    const outcome = await b.finish(cycle);
+    expect(outletsOf(outcome)[0]).toMatchObject({ outcome: "done", after: { supply: "on" } });
+    expect(rack.switched).toEqual(["signal 0.0", "off 0.0", "on 0.0"]);
+  });
+
+  test("for good after a cut does not hide that the Pi is off", async () => {
+    const rack = new Rack(1, ["0.0"]);
+    const b = bench(rack, { power: { input_volts_min: 11 } });
+    const cycle = b.ask("power.cycle", { outlets: ["0.0"] });
+    while (rack.supply("0.0") === "on") await b.pass(10);
+    await b.pass(1000);
+    rack.readBoard = async () => {
+      throw crc;
+    };
+    const outcome = await b.finish(cycle);
+    expect(outcome).toMatchObject({
+      state: "failed",
+      code: "bus",
+      message: `outlet 0.0: it is off now and was not switched on again: ${crc.message}`,
+    });
+    expect(outletsOf(outcome)[0]).toMatchObject({ after: { supply: "off" } });
+    expect(outletsOf(outcome)[0]?.duration_s).toBeGreaterThanOrEqual(60);
+  });
+
+  test("when on is sent after a cut tells of the cut", async () => {
+    const rack = new Rack(1, ["0.0"]);
+    const b = bench(rack);
+    const cycle = b.ask("power.cycle", { outlets: ["0.0"] });
+    while (rack.supply("0.0") === "on") await b.pass(10);
+    await b.pass(1000);
+    rack.failing = crc;
+    const outcome = await b.finish(cycle);
+    expect(outcome).toMatchObject({ state: "unconfirmed", code: "bus" });
+    expect(outcome.message).toStartWith("outlet 0.0: it was cut and may still be off: on was sent");
+    expect(outletsOf(outcome)[0]).toMatchObject({ after: { supply: "unknown" } });
+  });
+
+  test.each(["bad-reply", "refused"] as const)(
+    "with %s when it is sent once more ends unconfirmed: the first may still come true",
+    async (code) => {
+      const rack = new Rack(1);
+      rack.stuck.add("0.0");
+      const b = bench(rack, { power: { input_volts_min: 11 } });
+      const on = b.ask("power.on", { outlets: ["0.0"] });
+      await b.pass(5000);
+      rack.readBoard = async () => {
+        throw new HalError(code, "board 0: no");
+      };
+      expect((await b.finish(on)).state).toBe("unconfirmed");
+      expect(b.progress).toContain("0.0: not sent: board 0: no");
+    },
+  );
+
   test("a no of the board is final", async () => {
     const rack = new Rack(1);
     rack.switch = async () => {

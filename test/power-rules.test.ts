@@ -20,6 +20,7 @@ const facts: Facts = {
   watts: 6,
   committedWatts: 12,
   now: NOW,
+  unixNow: NOW,
   limits: {
     changes_per_hour: 12,
     min_on_seconds: 10,

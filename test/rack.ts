@@ -35,6 +35,7 @@ interface Pi {
 export class Rack implements PowerController {
   readonly driver = "scripted";
   readonly outlets: readonly OutletId[];
+  readonly addresses = Array.from({ length: 16 }, (_, address) => address);
   abilities = new Set<Ability>(["signal", "identify", "start-policy", "boot-count", "heartbeat", "measure"]);
   counters = { exchanges: 0, retries: 0, crcErrors: 0, timeouts: 0, otherErrors: 0 };
   /** Everything that changes something, with the time since the rack was made: `3.0 on 0.1`. */
@@ -47,6 +48,8 @@ export class Rack implements PowerController {
   /** The board takes the command and nothing happens. */
   stuck = new Set<OutletId>();
   failing: HalError | undefined;
+  /** How long an address nobody has is listened to. */
+  probeMs = WIRE_MS;
   /** The boards answer, and do not say whether outlets are on. */
   mute = false;
   /** The board sees no heartbeat line, or measures nothing. */
@@ -146,8 +149,10 @@ export class Rack implements PowerController {
     this.#pi(id).policy = policy;
   }
 
-  async scan(): Promise<BoardReading[]> {
-    return [await this.readBoard(0), { board: 9 }];
+  async probe(address: number): Promise<BoardReading | undefined> {
+    await this.#wire(`probe ${address}`, this.probeMs);
+    if (address === 9) return { board: 9 };
+    return address === 0 ? { board: 0, hardware: 3, firmware: 4 } : undefined;
   }
 
   async close(): Promise<void> {}
@@ -162,11 +167,11 @@ export class Rack implements PowerController {
     this.told.push({ at: performance.now(), what });
   }
 
-  async #wire(what: string): Promise<void> {
+  async #wire(what: string, ms = WIRE_MS): Promise<void> {
     if (this.#isBusy) this.breaches.push(`${what} while another operation held the bus`);
     this.#isBusy = true;
     this.counters.exchanges++;
-    await new Promise((resolve) => setTimeout(resolve, WIRE_MS));
+    await new Promise((resolve) => setTimeout(resolve, ms));
     this.#isBusy = false;
     if (this.failing) throw this.failing;
   }
@@ -205,6 +210,8 @@ export interface Bench {
   progress: string[];
   /** Lets time pass. */
   pass(ms: number): Promise<void>;
+  /** Lets time pass for rules and clock alike, with nothing done meanwhile; `jest.setSystemTime` alone sets the clock. */
+  skip(ms: number): void;
   /** Lets time pass until it has ended; at most an hour. */
   finish<T>(promise: Promise<T>): Promise<T>;
   /** Runs the part until `stop`. */
@@ -246,6 +253,7 @@ export function bench(
   const alarms = new Map<string, string>();
   const said: Bench["said"] = new Map();
   const progress: string[] = [];
+  let skipped = 0;
   const service = createPowerService({
     config,
     unsignedOutlets: new Set(options.unsigned),
@@ -262,6 +270,7 @@ export function bench(
       else alarms.delete(id);
     },
     tell: (type, facts) => void events.push({ type, ...facts }),
+    elapsed: () => performance.now() + skipped,
     random: () => 0.5,
     log: () => undefined,
   });
@@ -324,6 +333,10 @@ export function bench(
     ask,
     run: (verb, args, from) => finish(ask(verb, args, from)),
     pass,
+    skip: (ms) => {
+      skipped += ms;
+      jest.setSystemTime(Date.now() + ms);
+    },
     finish,
     start: () => {
       running = service.part(stop.signal);

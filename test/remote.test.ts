@@ -233,10 +233,13 @@ test.skipIf(!HAS_MOSQUITTO)(
     person.tap.client.on("message", (topic) => {
       if (topic.includes("/cmd/")) void broker.go();
     });
-    const { exit, err } = await fruit(["job", "get", ...to(broker.port, "pi1")]);
-    expect({ exit, err }).toEqual({
+    const door = to(broker.port, "pi1");
+    const { exit, err } = await fruit(["identify", ...door]);
+    expect({ exit, err: err.replace(/[0-9a-f-]{36}/, "ID") }).toEqual({
       exit: 5,
-      err: expect.stringMatching(/what became of the command is not known, see 'job get [0-9a-f-]{36}'\n$/),
+      err: expect.stringMatching(
+        new RegExp(`what became of the command is not known, see 'fruit job get ID ${door.join(" ")}'\\n$`),
+      ),
     });
   },
 );
@@ -261,18 +264,30 @@ test.each([
     exit: 2,
     says: "--broker needs --node too",
   },
+  {
+    what: "a broker and nothing else",
+    words: ["--broker", "mqtt://x"],
+    exit: 2,
+    says: "--broker needs --site and --node too",
+  },
+  {
+    what: "a CA without TLS, and a certificate without its key",
+    words: [...to(1, "pi1"), "--ca", "ca.pem", "--cert", "/c.pem"],
+    exit: 2,
+    says: "--cert, --tls-key: one without the other",
+  },
   { what: "a flag without a value", words: ["--broker"], exit: 2, says: "--broker needs a value" },
   {
     what: "a broker that is no URL",
     words: ["--broker", "x", "--site", "lab", "--node", "pi1"],
-    exit: 78,
-    says: 'mqtt.url: "x"',
+    exit: 2,
+    says: 'power status: --broker: "x": expected mqtt://host[:port]',
   },
   {
     what: "a site that is a topic",
     words: ["--broker", "mqtt://x", "--site", "lab/#", "--node", "pi1"],
-    exit: 78,
-    says: 'site: "lab/#" is no site',
+    exit: 2,
+    says: 'power status: --site: "lab/#" is no site',
   },
   {
     what: "a key that is not there",

@@ -66,8 +66,8 @@ test("a command signed on the command line is verified there, and opened by a no
   expect(sealed).toMatchObject({ exit: EXIT.done, err: "" });
   const { signers } = parseSigners(FILE);
   const find = (print: string) => signers.find(({ fingerprint }) => fingerprint === print);
-  const failures = new FailureLimit();
-  const { payload } = openEnvelope(Buffer.from(sealed.out), { signers: { find }, failures });
+  const limits = { failures: new FailureLimit(), verifications: new FailureLimit() };
+  const { payload } = openEnvelope(Buffer.from(sealed.out), { signers: { find }, ...limits });
   expect(payload).toMatchObject({
     verb: "power.cycle",
     site: "lab",
@@ -104,6 +104,15 @@ test("a command signed on the command line is verified there, and opened by a no
     roles: ["read", "power"],
     payload,
   });
+});
+
+test("what a node of this release would refuse is signed all the same, and said", async () => {
+  const [, , , args = "", ...rest] = SIGN;
+  const { exit, out, err } = await fruit(["sign", "cmd", "power.explode", args, ...rest, "--for", "10m"]);
+  expect(exit).toBe(EXIT.done);
+  expect(JSON.parse(out)).toHaveProperty("s");
+  expect(err).toMatch(/^fruit: sign cmd: no verb "power\.explode" in this release; there are identify, .*\n/);
+  expect(err).toEndWith("fruit: sign cmd: --for 10m: nodes refuse what lives longer than 5m\n");
 });
 
 test("what does not verify on the command line says why, with exit 7", async () => {

@@ -14,7 +14,7 @@ import { SimStack } from "../../hal/sim/stack.ts";
 import { serveBus } from "../../hal/sim/wire.ts";
 import { holdFolder } from "../hold.ts";
 import { makeKey } from "../sign/keygen.ts";
-import { CliError, EXIT, type Io } from "../terminal.ts";
+import { CliError, counted, EXIT, type Io } from "../terminal.ts";
 import { startBroker } from "./broker.ts";
 import { DemoPi, program, type Report } from "./nodes.ts";
 import { Screen } from "./screen.ts";
@@ -176,7 +176,7 @@ function introduction(folder: string, places: readonly Place[], port: number): s
   const [first] = places;
   const victim = places[Math.min(2, places.length - 1)];
   const from = `--broker mqtt://127.0.0.1:${port} --site ${SITE} --node ${first?.node}`;
-  return `A simulated site: ${places.length} nodes on ${Math.ceil(places.length / 2)} boards, each a real agent; ${first?.node} controls the boards.
+  return `A simulated site: ${counted(places.length, "node")} on ${counted(Math.ceil(places.length / 2), "board")}, each a real agent; ${first?.node} controls the boards.
 MQTT broker: mqtt://127.0.0.1:${port}   files and logs: ${folder}
 
 Try in a second terminal:
@@ -202,7 +202,9 @@ async function show(screen: Screen, introduction: string, io: Io, stop: AbortSig
       io.out(`\x1b[H${`${introduction}\n${screen.table()}`.replaceAll("\n", "\x1b[K\n")}\x1b[J`);
     await sleep(REDRAW_MS, undefined, { signal: stop }).catch(() => undefined);
   }
-  io.out(`${io.isTerminal ? "" : `\n${screen.table()}`}demo: over; ${screen.online} nodes were online\n`);
+  io.out(
+    `${io.isTerminal ? "" : `\n${screen.table()}`}demo: over; ${counted(screen.online, "node")} ${screen.online === 1 ? "was" : "were"} online\n`,
+  );
 }
 
 /** A request is whole when it has the bytes its length byte promises, and the CRC. */

@@ -45,7 +45,7 @@ export class Screen {
       this.#status(row, text);
       return;
     }
-    const payload = JSON.parse(text) as Record<string, unknown>;
+    const payload = read(text);
     const path = `${kind}/${rest.join("/")}`;
     if (path === "tele/thermal/main") row.celsius = Number(payload.temp_celsius);
     else if (path === "tele/system/main")
@@ -120,6 +120,15 @@ export class Screen {
   #happened(row: Row, what: string): void {
     row.last = `${clock()} ${what}`;
     this.#say(`${clock()} ${row.node} ${what}`);
+  }
+}
+
+/** Anybody on this machine can publish here: what is no JSON object says nothing, and ends nothing. */
+function read(text: string): Record<string, unknown> {
+  try {
+    return Object(JSON.parse(text));
+  } catch {
+    return {};
   }
 }
 

@@ -4,7 +4,7 @@ import { readFileSync, statfsSync, statSync } from "node:fs";
 import { connect } from "node:net";
 import { dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Machine } from "../../hal/ports.ts";
+import type { Hal, Machine } from "../../hal/ports.ts";
 import { type Config, ConfigError, readConfig } from "../config.ts";
 import { nodeIdOf } from "../identity.ts";
 import { parseSigners } from "../sign/signers.ts";
@@ -23,19 +23,29 @@ const BROKER_MS = 3000;
 const SOCKET_PATH_BYTES = 107;
 
 /** All checks of a node, in the order a person would go through them. */
-export async function checkNode(file: string, machine: Machine, hal: "linux" | "sim"): Promise<Check[]> {
-  const { config, check } = configuration(file);
+export async function checkNode(
+  { config, check }: Found,
+  { machine, kind }: Pick<Hal, "machine" | "kind">,
+): Promise<Check[]> {
+  const node = config?.node ?? nodeIdOf(machine);
   return [
     check,
-    ...(config ? await configured(config, machine, hal) : []),
+    ...(config ? await configured(config, node, kind) : []),
     clock(machine),
-    ...board(machine),
+    ...board(machine, node),
     // Run from sources, or from elsewhere, there is nothing installed to look at.
     ...(isThere(EXECUTABLE) ? checkExecutable("/") : []),
   ];
 }
 
-function configuration(file: string): { config: Config | undefined; check: Check } {
+/** A configuration as it was found, and what is to be said of it. */
+interface Found {
+  config: Config | undefined;
+  check: Check;
+}
+
+/** Looks at the configuration that the other checks go by. */
+export function look(file: string): Found {
   if (!isThere(file))
     return {
       config: undefined,
@@ -52,13 +62,13 @@ function configuration(file: string): { config: Config | undefined; check: Check
   }
 }
 
-async function configured(config: Config, machine: Machine, hal: "linux" | "sim"): Promise<Check[]> {
+async function configured(config: Config, node: string, hal: Hal["kind"]): Promise<Check[]> {
   const { mqtt } = config;
   return [
     dataDir(config.data_dir),
     socket(config.socket),
     ...(mqtt
-      ? [...(await broker(mqtt.url)), ...checkCertificates(mqtt, config.node ?? nodeIdOf(machine))]
+      ? [...(await broker(mqtt.url)), ...checkCertificates(mqtt, node)]
       : [warn("broker", "none configured; this node tells nobody how it is", "add mqtt.url")]),
     ...signers(config),
     ...(hal === "sim" ? [] : config.power.buses.map(bus)),
@@ -103,7 +113,10 @@ function clock(machine: Machine): Check {
       `not synchronised, it says ${new Date().toISOString()}`,
       "start chronyd; until then telemetry has no ts and signed commands need a challenge",
     );
-  return ok("clock", `synchronised${offsetSeconds === undefined ? "" : `, off by ${offsetSeconds} s`}`);
+  return ok(
+    "clock",
+    `synchronised${offsetSeconds === undefined ? "" : `, off by ${Number(offsetSeconds.toFixed(6))} s`}`,
+  );
 }
 
 async function broker(address: string): Promise<Check[]> {
@@ -184,13 +197,13 @@ function bus({ driver, device, boards }: Config["power"]["buses"][number]): Chec
 }
 
 /** What only a Pi has, and is worth a word only there. */
-function board(machine: Machine): Check[] {
+function board(machine: Machine, node: string): Check[] {
   const model = textOf(machine.read("/proc/device-tree/model"));
   if (machine.serial === undefined)
-    return [ok("board", `${model ?? "not a Raspberry Pi"}, the node id is ${nodeIdOf(machine)}`)];
+    return [ok("board", `${model ?? "not a Raspberry Pi"}, the node id is ${node}`)];
   const throttled = machine.throttled();
   return [
-    ok("board", `${model ?? "unknown model"}, ${nodeIdOf(machine)}`),
+    ok("board", `${model ?? "unknown model"}, ${node}`),
     throttled
       ? ok("throttle", `the firmware's word is 0x${throttled.word.toString(16)}, by ${throttled.source}`)
       : warn(

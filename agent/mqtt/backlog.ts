@@ -1,5 +1,5 @@
 /**
- * What could not be said while the broker was away. In memory (SD cards wear), bounded in bytes.
+ * What could not be said at once: the broker was away, or slow. In memory (SD cards wear), bounded in bytes.
  * Results and events come before telemetry: they happened once, the next sample comes anyway.
  */
 import { bytesOf, type Outgoing } from "./message.ts";
@@ -17,6 +17,8 @@ export class Backlog {
   readonly #events: Outgoing[] = [];
   readonly #tele: Outgoing[] = [];
   readonly #keptAt = new Map<string, number>();
+  /** Those that wait for a slow broker only. */
+  readonly #live = new Set<Outgoing>();
   #bytes = 0;
   #dropped = 0;
 
@@ -41,26 +43,57 @@ export class Backlog {
     return this.#dropped;
   }
 
-  /** Keeps a message, or decides that another one (or this one) is lost. */
-  add(message: Outgoing): void {
-    const cost = bytesOf(message) + OVERHEAD;
-    if (cost > this.#limit || (message.class === "tele" && this.#isTooSoon(message.topic))) {
+  /** Whether a result or an event waits, which no later one may overtake. */
+  get hasOrdered(): boolean {
+    return this.#results.length + this.#events.length > 0;
+  }
+
+  /** Whether the next message was added live. */
+  get isNextLive(): boolean {
+    const next = this.#results[0] ?? this.#events[0] ?? this.#tele[0];
+    return next !== undefined && this.#live.has(next);
+  }
+
+  /** Keeps a message, or decides that another one (or this one) is lost. `isLive`: the broker is there. */
+  add(message: Outgoing, isLive = false): void {
+    if (message.class === "tele" && this.#isTooSoon(message.topic)) {
       this.#dropped += 1;
       return;
     }
-    this.#queueOf(message).push(message);
+    if (isLive) this.#live.add(message);
+    this.#keep(message, "last");
+  }
+
+  /** The connection broke: puts what was sent in vain, oldest first, before all that waits; nothing is live any more. */
+  putBack(messages: readonly Outgoing[]): void {
+    this.#live.clear();
+    for (const message of messages.toReversed()) this.#keep(message, "first");
+  }
+
+  /** The next message to send; an event is marked unless it is live. */
+  take(): Outgoing | undefined {
+    const message = this.#results.shift() ?? this.#events.shift() ?? this.#tele.shift();
+    const isLate = message !== undefined && !this.#live.has(message);
+    this.#remove(message);
+    if (this.size === 0) this.#keptAt.clear();
+    return isLate && message.class === "event" ? marked(message) : message;
+  }
+
+  #keep(message: Outgoing, place: "first" | "last"): void {
+    const cost = bytesOf(message) + OVERHEAD;
+    if (cost > this.#limit) {
+      this.#live.delete(message);
+      this.#dropped += 1;
+      return;
+    }
+    const queue = this.#queueOf(message);
+    if (place === "first") queue.unshift(message);
+    else queue.push(message);
     this.#bytes += cost;
     while (this.#bytes > this.#limit) {
       this.#remove(this.#tele.shift() ?? this.#events.shift() ?? this.#results.shift());
       this.#dropped += 1;
     }
-  }
-
-  /** The next message to send, marked if it is an event. */
-  take(): Outgoing | undefined {
-    const message = this.#remove(this.#results.shift() ?? this.#events.shift() ?? this.#tele.shift());
-    if (this.size === 0) this.#keptAt.clear();
-    return message?.class === "event" ? marked(message) : message;
   }
 
   #isTooSoon(topic: string): boolean {
@@ -75,9 +108,10 @@ export class Backlog {
     return message.class === "result" ? this.#results : this.#events;
   }
 
-  #remove(message: Outgoing | undefined): Outgoing | undefined {
-    if (message) this.#bytes -= bytesOf(message) + OVERHEAD;
-    return message;
+  #remove(message: Outgoing | undefined): void {
+    if (!message) return;
+    this.#bytes -= bytesOf(message) + OVERHEAD;
+    this.#live.delete(message);
   }
 }
 

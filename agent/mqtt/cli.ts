@@ -1,6 +1,7 @@
 /** `fruit mqtt`: the contract on paper, the way to the broker, and tidying up. */
+import { existsSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { CONFIG_PATH, type Config, readConfig } from "../config.ts";
+import { CONFIG_PATH, type Config, parseConfig, readConfig } from "../config.ts";
 import { nodeIdOf } from "../identity.ts";
 import { METRICS } from "../telemetry/metrics.ts";
 import { CliError, type CliVerb, EXIT, type Io, table, UsageError } from "../terminal.ts";
@@ -13,8 +14,9 @@ const FLAGS = { config: { type: "string" }, hal: { type: "string" } } as const;
 export const MQTT_VERBS: readonly CliVerb[] = [
   {
     words: "mqtt schema",
-    synopsis: "[--asyncapi | --jsonschema | --ha] [--config FILE]",
-    summary: "prints what travels on MQTT: a table, or a document for programs",
+    synopsis: "[--asyncapi | --jsonschema | --ha [--config FILE] [--hal linux|sim]]",
+    summary:
+      "prints what travels on MQTT: a table, or a document for programs (--ha: of an example where no node is configured)",
     needsAgent: false,
     async run({ args, io }) {
       const { values } = parseArgs({
@@ -33,14 +35,14 @@ export const MQTT_VERBS: readonly CliVerb[] = [
       const schema = await import("./schema.ts");
       if (asyncapi) io.out(json(schema.asyncApi(BUILD.version)));
       else if (jsonschema) io.out(json(schema.jsonSchemas()));
-      else if (ha) io.out(json(await discoveryOf(await configured(values, io))));
+      else if (ha) io.out(json(await discoveryOf(example(values, io) ?? (await configured(values, io)))));
       else io.out(treeTable(schema.channels()));
       return EXIT.done;
     },
   },
   {
     words: "mqtt test",
-    synopsis: "[--config FILE]",
+    synopsis: "[--config FILE] [--hal linux|sim]",
     summary: "goes to the broker as this node would, and says how each step went",
     needsAgent: false,
     async run({ args, io, json: isJson }) {
@@ -59,7 +61,7 @@ export const MQTT_VERBS: readonly CliVerb[] = [
   },
   {
     words: "mqtt forget",
-    synopsis: "[--force] [--config FILE]",
+    synopsis: "[--force] [--config FILE] [--hal linux|sim]",
     summary: "clears every retained topic of this node, discovery included",
     needsAgent: false,
     async run({ args, io, json: isJson }) {
@@ -111,12 +113,33 @@ async function configured(
   const config = readConfig(values.config ?? io.env.FRUIT_CONFIG ?? CONFIG_PATH);
   if (config.node) return { config, node: config.node };
   const { openHardware } = await import("../hardware.ts");
-  const hal = await openHardware(values.hal ?? io.env.FRUIT_HAL ?? "linux", config);
+  const hal = await openHardware(values.hal, io.env, config);
   try {
     return { config, node: nodeIdOf(hal.machine) };
   } finally {
     await hal.close();
   }
+}
+
+/** Where nobody configured a node, as on a build host: a board of two outlets, of which unsigned messages may switch the second. */
+function example(
+  values: { config?: string | undefined },
+  io: Io,
+): { config: Config; node: string } | undefined {
+  if ((values.config ?? io.env.FRUIT_CONFIG) !== undefined || existsSync(CONFIG_PATH)) return undefined;
+  io.err(
+    `fruit: no ${CONFIG_PATH}: this is an example, node pi1234 with a board of two outlets; --config FILE\n`,
+  );
+  const config = parseConfig("example", {
+    site: "example",
+    node: "pi1234",
+    power: {
+      buses: [{ driver: "pistack-rs485", device: "/dev/ttyUSB0", boards: [0] }],
+      outlets: { "0.0": { name: "rack1-a" }, "0.1": { name: "rack1-b" } },
+    },
+    commands: { unsigned_outlets: ["0.1"] },
+  });
+  return { config, node: "pi1234" };
 }
 
 function brokerOf(config: Config): NonNullable<Config["mqtt"]> {

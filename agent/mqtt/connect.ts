@@ -20,7 +20,7 @@ export type MqttConfig = NonNullable<Config["mqtt"]>;
 export type EndingKind =
   /** No TCP connection: name, route, refusal, files of ours that cannot be read. */
   | "unreachable"
-  /** One of the two certificates did not satisfy the other side. */
+  /** One of the two certificates did not satisfy the other side, or ours cannot be used. */
   | "tls"
   /** CONNACK with a code other than 0. */
   | "refused"
@@ -65,14 +65,16 @@ export function credentials(config: MqttConfig): { username?: string; password?:
 export async function openStream(config: MqttConfig, limitMs: number, signal: AbortSignal): Promise<Socket> {
   const { host, port, isTls, name } = endpoint(config.url);
   signal.throwIfAborted();
-  const socket = isTls ? connectTls(tlsOptions(config, host, port)) : connectTcp({ host, port });
+  let socket: Socket | undefined;
   try {
+    // Throws at once for files that are no certificate or no pair: a renewal that is half done, and over at a later try.
+    socket = isTls ? connectTls(tlsOptions(config, host, port)) : connectTcp({ host, port });
     await opened(socket, isTls ? "secureConnect" : "connect", limitMs, signal);
     if (isTls) verify(socket as TLSSocket, host);
   } catch (cause) {
-    socket.on("error", () => undefined);
-    socket.destroy();
-    throw failure(name, cause);
+    socket?.on("error", () => undefined);
+    socket?.destroy();
+    throw failure(name, socket || !isTls ? cause : unusable(config, cause));
   }
   socket.setNoDelay(true);
   return socket;
@@ -90,6 +92,15 @@ function tlsOptions(config: MqttConfig, host: string, port: number): ConnectionO
     // Said explicitly: NODE_TLS_REJECT_UNAUTHORIZED=0 in the environment only changes the default.
     rejectUnauthorized: true,
   };
+}
+
+/** Names the files, as OpenSSL does not. */
+function unusable({ ca, cert, key }: MqttConfig, cause: unknown): unknown {
+  if (cause instanceof LinkError) return cause;
+  const files = Object.entries({ ca, cert, key }).flatMap(([name, file]) =>
+    file ? `mqtt.${name} ${file}` : [],
+  );
+  return new LinkError("tls", `cannot use ${files.join(", ")}: ${messageOf(cause)}`, undefined, { cause });
 }
 
 function opened(socket: Socket, event: string, limitMs: number, signal: AbortSignal): Promise<void> {
@@ -139,13 +150,10 @@ function readOwn(file: string, key: string): Buffer {
   try {
     return readFileSync(file);
   } catch (cause) {
-    throw new LinkError(
-      "unreachable",
-      `${key}: ${cause instanceof Error ? cause.message : String(cause)}`,
-      undefined,
-      {
-        cause,
-      },
-    );
+    throw new LinkError("unreachable", `${key}: ${messageOf(cause)}`, undefined, { cause });
   }
+}
+
+function messageOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : String(cause);
 }

@@ -5,10 +5,13 @@
  * loses entities. What was published is remembered on disk, so that what vanished (an outlet taken out of the
  * configuration, an interface that is gone) is cleared even after a restart, and only forgotten once the broker
  * has acknowledged the clearing.
+ * The same memory clears alarms that outlived a restart: one that nobody mentions any more (its bus has left the
+ * configuration) would stand at the broker for ever.
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import * as v from "valibot";
 import type { Log } from "../log.ts";
+import { ROOT } from "../messages.ts";
 import type { Part } from "../parts.ts";
 import type { Store } from "../store.ts";
 import { type Device, discovery, type Facts } from "./entities.ts";
@@ -22,6 +25,8 @@ const TICK_MS = 1_000;
 const ACKNOWLEDGE_MS = 10_000;
 /** An instance that did not come in this many intervals does not come any more. */
 const SETTLE_INTERVALS = 3;
+/** An alarm that still stands is raised again within this time after the start. */
+const ALARMS_MS = 60_000;
 
 /** What is remembered: the keys of each telemetry instance, the alarms, and the platform of every component by topic. */
 const Memory = v.object({
@@ -40,7 +45,7 @@ export interface DiscoveryOptions {
   store: Store;
   log: Log;
   /** Replaced in tests only. */
-  timing?: { tickMs: number; settleMs: number; random: () => number };
+  timing?: { tickMs: number; settleMs: number; alarmsMs: number; random: () => number };
 }
 
 /** Listens to what the node says, and announces it. */
@@ -49,6 +54,8 @@ export class Discovery {
   readonly #timing: NonNullable<DiscoveryOptions["timing"]>;
   readonly #telemetry: Map<string, Set<string>>;
   readonly #alarms: Set<string>;
+  /** Alarms cleared for want of a word, until the broker has acknowledged it. */
+  readonly #orphans = new Set<string>();
   readonly #seen = new Set<string>();
   /** What the broker may still have. */
   #published: Published;
@@ -62,6 +69,7 @@ export class Discovery {
     this.#timing = options.timing ?? {
       tickMs: TICK_MS,
       settleMs: options.facts.intervalSeconds("system") * SETTLE_INTERVALS * 1000,
+      alarmsMs: ALARMS_MS,
       random: Math.random,
     };
     const memory = options.store.load("discovery", Memory, { telemetry: {}, alarms: [], published: {} });
@@ -74,7 +82,11 @@ export class Discovery {
 
   /** Sees every message of this node on its way out: what is really published is what is announced. */
   observe({ topic, payload, class: kind }: Outgoing): void {
-    if (kind === "alarm") this.#learn(this.#alarms, topic.split("/").at(-1) ?? "");
+    if (kind === "alarm") {
+      const id = topic.split("/").at(-1) ?? "";
+      this.#seen.add(`alarm/${id}`);
+      if (payload.length > 0) this.#learn(this.#alarms, id);
+    }
     if (kind !== "tele") return;
     const instance = topic.split("/").slice(-2).join("/");
     this.#seen.add(instance);
@@ -99,6 +111,7 @@ export class Discovery {
   /** Announces at the start, after every change and after every birth. */
   part: Part = async (signal) => {
     let settlesAt = performance.now() + this.#timing.settleMs;
+    let alarmsAt = performance.now() + this.#timing.alarmsMs;
     while (!signal.aborted) {
       await sleep(this.#timing.tickMs, undefined, { signal }).catch(() => undefined);
       if (signal.aborted) return;
@@ -106,6 +119,10 @@ export class Discovery {
       if (now >= settlesAt) {
         settlesAt = Number.POSITIVE_INFINITY;
         this.#forgetUnseen();
+      }
+      if (now >= alarmsAt) {
+        alarmsAt = Number.POSITIVE_INFINITY;
+        this.#clearOrphans();
       }
       if (now >= this.#bornAt) {
         this.#bornAt = Number.POSITIVE_INFINITY;
@@ -127,6 +144,18 @@ export class Discovery {
       if (this.#seen.has(instance)) continue;
       this.#telemetry.delete(instance);
       this.#isDirty = true;
+    }
+  }
+
+  #clearOrphans(): void {
+    const { facts, session } = this.#options;
+    for (const id of this.#alarms) {
+      if (this.#seen.has(`alarm/${id}`)) continue;
+      this.#alarms.delete(id);
+      this.#orphans.add(id);
+      this.#isDirty = true;
+      const topic = `${ROOT}/${facts.site}/${facts.node}/alarm/${id}`;
+      session.publish({ topic, payload: "", qos: 1, retain: true, class: "alarm" });
     }
   }
 
@@ -152,6 +181,7 @@ export class Discovery {
     if (!(await this.#options.session.flush(ACKNOWLEDGE_MS))) return;
     this.#published = wanted;
     this.#wanted = undefined;
+    this.#orphans.clear();
     await this.#save();
   }
 
@@ -161,7 +191,11 @@ export class Discovery {
       [...this.#telemetry].map(([instance, keys]) => [instance, [...keys]]),
     );
     await store
-      .save("discovery", { telemetry, alarms: [...this.#alarms], published: this.#published })
+      .save("discovery", {
+        telemetry,
+        alarms: [...this.#alarms, ...this.#orphans],
+        published: this.#published,
+      })
       .catch((error) => log("error", "discovery.not-saved", { error: String(error) }));
   }
 }

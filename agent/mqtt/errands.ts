@@ -3,7 +3,7 @@ import { randomBytes } from "node:crypto";
 import { lookup } from "node:dns/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ROOT } from "../messages.ts";
-import { EXIT, type Exit } from "../terminal.ts";
+import { counted, EXIT, type Exit } from "../terminal.ts";
 import { endpoint, type MqttConfig, openStream } from "./connect.ts";
 import { dial } from "./dial.ts";
 import type { Link, SendProblem } from "./link.ts";
@@ -21,6 +21,8 @@ export type Say = (step: string, isGood: boolean, message: string) => void;
 
 /** What is stored at the broker comes at once; when nothing came for this time, that was all. */
 const QUIET_MS = 500;
+/** A busy node that is cleared by force is never quiet. */
+const STORED_MS = 10_000;
 /** A message that has not come back by then does not come back. */
 const ECHO_MS = 1_500;
 const CLOSE_MS = 500;
@@ -109,7 +111,8 @@ export async function forget(
     const filters = [...kinds, `${options.prefix}/device/${node}/#`];
     const refused = await link.subscribe(filters.map((filter) => ({ filter, wantsRetained: true })));
     for (const filter of refused) say("subscribe", false, `${filter}: refused`);
-    while (performance.now() - heardAt < QUIET_MS) await sleep(QUIET_MS / 5);
+    const until = performance.now() + STORED_MS;
+    while (performance.now() < Math.min(heardAt + QUIET_MS, until)) await sleep(QUIET_MS / 5);
     if (stored.get(`${base}/status`) === "online" && !options.isForced) {
       say("status", false, `${node} is online and would publish it all again; stop it first, or --force`);
       return EXIT.refused;
@@ -120,7 +123,7 @@ export async function forget(
       isGood &&= !problem;
       say("clear", !problem, problem ? `${topic}: ${problem.message}` : topic);
     }
-    say("forget", isGood, `${stored.size} retained topics of ${node}`);
+    say("forget", isGood, `${counted(stored.size, "retained topic")} of ${node}`);
     return isGood ? EXIT.done : EXIT.failed;
   } finally {
     await link.close(CLOSE_MS);

@@ -54,6 +54,8 @@ export async function openLink(options: LinkOptions, signal: AbortSignal): Promi
   const { config } = options;
   const { name } = endpoint(config.url);
   const limitMs = config.connect_timeout_seconds * 1000;
+  // Before the stream: a password file that cannot be read must not leave one behind.
+  const said = clientOptions(options);
   const startedAt = performance.now();
   const stream = await openStream(config, limitMs, signal);
   const connectTimeout = Math.max(100, limitMs - (performance.now() - startedAt));
@@ -61,7 +63,7 @@ export async function openLink(options: LinkOptions, signal: AbortSignal): Promi
   stream.on("data", (chunk: Uint8Array) => {
     if (!limit.accepts(chunk)) stream.destroy(new Error(`a packet of more than ${MAX_PACKET} bytes`));
   });
-  const client = new Client(() => stream, { ...clientOptions(options), connectTimeout });
+  const client = new Client(() => stream, { ...said, connectTimeout });
   const link = new Link(client, stream, options);
   const abort = () => stream.destroy();
   signal.addEventListener("abort", abort);

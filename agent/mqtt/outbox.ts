@@ -5,6 +5,7 @@
  * - Each retained topic has one latest value, and only that is sent: a slow broker never gets a stale one after it.
  * - A new link gets every retained topic (the broker may have lost all of them), `status online` last, then the rest.
  * - What is not retained goes out at once or waits in the backlog; nothing else queues.
+ * - No result or event overtakes an earlier one of its class, whatever the connection does.
  */
 import type { Log } from "../log.ts";
 import { Backlog } from "./backlog.ts";
@@ -25,7 +26,9 @@ export class Outbox {
   #link: Link | undefined;
   #online: Outgoing | undefined;
   #isOnline = false;
-  #unanswered = 0;
+  /** In the order they were sent. */
+  readonly #unanswered = new Set<Outgoing>();
+  #isAdvancing = false;
   #sent = 0;
   #lost = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -52,13 +55,12 @@ export class Outbox {
     if (message.retain) {
       this.#retained.set(message.topic, message);
       this.#unsent.add(message.topic);
-      this.#pump();
-    } else if (this.#isOnline && this.#link?.hasRoom) {
+    } else if (this.#link?.hasRoom && this.#mayGoDirect(message)) {
       this.#send(this.#link, message);
     } else {
-      this.#backlog.add(message);
-      this.#replay();
+      this.#backlog.add(message, this.#isOnline);
     }
+    this.#advance();
   }
 
   /** Starts sending over a link that has subscribed; `online` is what it ends its greeting with. */
@@ -68,11 +70,14 @@ export class Outbox {
     this.#retained.delete(online.topic);
     this.#retained.set(online.topic, online);
     this.#unsent = new Set(this.#retained.keys());
-    this.#pump();
+    this.#advance();
   }
 
-  /** Stops sending; what was not acknowledged has come back by then. */
+  /** Stops sending; what was not acknowledged waits again. */
   detach(): void {
+    // Retained topics are all sent again after the next CONNECT.
+    this.#backlog.putBack([...this.#unanswered].filter(({ retain }) => !retain));
+    this.#unanswered.clear();
     this.#link = undefined;
     this.#online = undefined;
     this.#isOnline = false;
@@ -95,27 +100,61 @@ export class Outbox {
   }
 
   get #isSettled(): boolean {
-    return this.#unsent.size === 0 && this.#unanswered === 0 && this.#backlog.size === 0;
+    return this.#unsent.size === 0 && this.#unanswered.size === 0 && this.#backlog.size === 0;
   }
 
-  #pump(): void {
-    for (const topic of this.#unsent) {
-      if (!this.#link?.hasRoom) return;
-      this.#unsent.delete(topic);
-      const message = this.#retained.get(topic);
-      if (message) this.#send(this.#link, message);
+  /** Telemetry passes what waits: the next sample is what it is about, and kept it would be thinned. */
+  #mayGoDirect(message: Outgoing): boolean {
+    return this.#isOnline && (message.class === "tele" || !this.#backlog.hasOrdered);
+  }
+
+  /** Sends all that can go now. An answer that comes while it does has nothing to add. */
+  #advance(): void {
+    if (this.#isAdvancing) return;
+    this.#isAdvancing = true;
+    try {
+      while (this.#link?.hasRoom) {
+        const message = this.#nextRetained() ?? this.#nextWaiting();
+        if (!message) break;
+        this.#send(this.#link, message);
+      }
+    } finally {
+      this.#isAdvancing = false;
     }
   }
 
+  #nextRetained(): Outgoing | undefined {
+    for (const topic of this.#unsent) {
+      this.#unsent.delete(topic);
+      const message = this.#retained.get(topic);
+      if (message) return message;
+    }
+    return undefined;
+  }
+
+  /** What waited for room goes when there is room; what waited for a broker goes at its pace. */
+  #nextWaiting(): Outgoing | undefined {
+    if (!this.#isOnline || this.#backlog.size === 0) return undefined;
+    if (this.#backlog.isNextLive) return this.#backlog.take();
+    if (this.#timer) return undefined;
+    this.#timer = setTimeout(() => {
+      this.#timer = undefined;
+      this.#advance();
+    }, REPLAY_MS);
+    return this.#backlog.take();
+  }
+
   #send(link: Link, message: Outgoing): void {
-    this.#unanswered += 1;
+    this.#unanswered.add(message);
     link.send(message, (problem) => {
-      this.#unanswered -= 1;
-      if (problem) this.#failed(message, problem);
-      else this.#succeeded(message);
-      if (message === this.#online && problem?.kind !== "lost") this.#isOnline = true;
-      this.#pump();
-      this.#replay();
+      // What was lost stays among the unanswered: `detach` puts all of it back, in its order.
+      if (problem?.kind !== "lost") {
+        this.#unanswered.delete(message);
+        if (problem) this.#failed(message, problem);
+        else this.#succeeded(message);
+        if (message === this.#online) this.#isOnline = true;
+      }
+      this.#advance();
       this.#wake();
     });
   }
@@ -126,24 +165,9 @@ export class Outbox {
     if (retain && payload.length === 0 && this.#retained.get(topic) === message) this.#retained.delete(topic);
   }
 
-  #failed(message: Outgoing, problem: SendProblem): void {
-    if (problem.kind === "lost") {
-      // Retained topics are all sent again after the next CONNECT.
-      if (!message.retain) this.#backlog.add(message);
-      return;
-    }
+  #failed({ topic }: Outgoing, { kind, message }: SendProblem): void {
     this.#lost += 1;
-    this.#log("error", `mqtt.${problem.kind}`, { topic: message.topic, problem: problem.message });
-  }
-
-  #replay(): void {
-    if (this.#timer || !this.#isOnline || this.#backlog.size === 0) return;
-    this.#timer = setTimeout(() => {
-      this.#timer = undefined;
-      const message = this.#link?.hasRoom && this.#unsent.size === 0 ? this.#backlog.take() : undefined;
-      if (message && this.#link) this.#send(this.#link, message);
-      this.#replay();
-    }, REPLAY_MS);
+    this.#log("error", `mqtt.${kind}`, { topic, problem: message });
   }
 
   #wake(): void {

@@ -7,7 +7,7 @@ import { rehearse } from "./rehearsal.ts";
 import type { Ending, OutletResult } from "./result.ts";
 import { refusals, type SwitchVerb } from "./rules.ts";
 import { person } from "./show.ts";
-import { apply, askDown, type Doing, inputVolts, isUrgent, look, type Means } from "./switch.ts";
+import { apply, askDown, type Doing, inputVolts, look, type Means, turnOf } from "./switch.ts";
 
 /** A request for one outlet, before it has begun. */
 export type Switching = Omit<Doing, "step"> & { progress: (message: string) => void };
@@ -50,7 +50,8 @@ export async function perform(means: Means, outlet: Outlet, asked: Switching): P
   Object.assign(result, ending, { after: seen() });
   if (!asked.dryRun && result.outcome !== "unchanged") report(means, outlet, doing, result);
   const hasStarted = ending.outcome === "done" || ending.outcome === "forced-after-timeout";
-  if (asked.wait && hasStarted && STARTS.has(asked.verb)) await waitForHost(means, outlet, doing);
+  if (asked.wait && hasStarted && STARTS.has(asked.verb))
+    Object.assign(result, await waitForHost(means, outlet, doing));
   return Object.assign(result, { after: seen(), duration_s: seconds() });
 }
 
@@ -85,7 +86,7 @@ async function attempt(
   act: () => Promise<Ending>,
 ): Promise<Ending> {
   try {
-    await outlet.read(means.now, isUrgent(doing));
+    await outlet.read(means.now, turnOf(doing));
     result.before = { supply: outlet.supply, host: outlet.host(means.config, means.now()) };
     if (outlet.supply === "unknown")
       throw new HalError("bad-reply", "its board does not say whether it is on; nothing was sent");
@@ -105,20 +106,20 @@ async function attempt(
 /** Asks the rules, and reserves the watts in the same breath, so that two commands cannot spend them twice. */
 async function admit(means: Means, outlet: Outlet, doing: Doing): Promise<void> {
   const isStart = STARTS.has(doing.verb);
-  const facts = means.facts(outlet, isStart ? await inputVolts(means, outlet) : undefined);
+  const facts = means.facts(outlet, isStart ? await inputVolts(means, outlet, doing) : undefined);
   const [refusal] = refusals(facts, doing);
   if (refusal) throw refusal;
   outlet.isReserved = isStart;
 }
 
 async function on(means: Means, outlet: Outlet, doing: Doing): Promise<Ending> {
-  if (outlet.supply === "on") return unchanged(doing, "already on");
+  if (outlet.supply === "on") return already(means, outlet, "on", doing);
   await admit(means, outlet, doing);
   return start(means, outlet, doing);
 }
 
 async function off(means: Means, outlet: Outlet, doing: Doing): Promise<Ending> {
-  if (outlet.supply === "off") return unchanged(doing, "already off");
+  if (outlet.supply === "off") return already(means, outlet, "off", doing);
   await admit(means, outlet, doing);
   return stop(means, outlet, doing);
 }
@@ -127,15 +128,21 @@ async function cycle(means: Means, outlet: Outlet, doing: Doing): Promise<Ending
   await admit(means, outlet, doing);
   const stopped = await stop(means, outlet, doing);
   if (stopped.outcome === "unconfirmed") return stopped;
+  const started = await startAgain(means, outlet, doing);
+  return started.outcome === "done" ? stopped : started;
+}
+
+/** Switches on what was just cut: however it fails, the cut has happened and is told. */
+async function startAgain(means: Means, outlet: Outlet, doing: Doing): Promise<Ending> {
   try {
     const started = await start(means, outlet, doing);
-    return started.outcome === "done" ? stopped : started;
+    if (started.outcome === "done") return started;
+    return { ...started, message: `it was cut and may still be off: ${started.message}` };
   } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
-    // Not "refused": the cut before it has happened.
+    if (!(error instanceof Refusal) && !(error instanceof HalError)) throw error;
     return {
       outcome: "failed",
-      code: error.code,
+      code: error instanceof Refusal ? error.code : "bus",
       message: `it is off now and was not switched on again: ${error.message}`,
     };
   }
@@ -153,6 +160,15 @@ async function shutdown(means: Means, outlet: Outlet, doing: Doing): Promise<End
     };
   doing.step(how === "cut" ? "down, and its board cut the supply" : "down; the supply stays on");
   return { outcome: "done" };
+}
+
+async function already(means: Means, outlet: Outlet, supply: "on" | "off", doing: Doing): Promise<Ending> {
+  // What a policy still wants is not wanted any more.
+  if (outlet.owed !== undefined) {
+    outlet.explain(supply, doing, means.now());
+    await means.memory.save();
+  }
+  return unchanged(doing, `already ${supply}`);
 }
 
 function unchanged(doing: Doing, what: string): Ending {
@@ -196,24 +212,35 @@ function unconfirmed({ config }: Means, outlet: Outlet, to: "on" | "off"): Endin
   const says = outlet.error ?? `the board says ${outlet.supply}`;
   return {
     outcome: "unconfirmed",
+    ...(outlet.error === undefined ? {} : { code: "bus" }),
     message: `${to} was sent and not confirmed within ${config.confirm_seconds} s: ${says}; look at the board`,
   };
 }
 
-/** Watches a Pi come up, as long as nobody else wants the outlet. Not a condition: what the board confirmed stands. */
-async function waitForHost(means: Means, outlet: Outlet, { signal, step }: Doing): Promise<void> {
+/** Watches a Pi come up, as long as nobody else wants the outlet. What the board confirmed stands: an ending only where the Pi stays silent. */
+async function waitForHost(
+  means: Means,
+  outlet: Outlet,
+  { signal, step, bootSeconds = means.config.boot_seconds }: Doing,
+): Promise<Ending | undefined> {
   const hasHeartbeat = outlet.reading?.heartbeat !== undefined;
-  if (!hasHeartbeat && outlet.node === undefined) return;
+  if (!hasHeartbeat && outlet.node === undefined) return undefined;
   const startedAt = performance.now();
   const seconds = () => Math.round((performance.now() - startedAt) / 1000);
   while (!signal.aborted && !outlet.busy && outlet.supply === "on") {
-    if (outlet.alive(means.now()))
-      return step(`${hasHeartbeat ? "heartbeat seen" : `${outlet.node} is online`} after ${seconds()} s`);
-    if (seconds() >= means.config.boot_seconds)
-      return step(`no sign of life after ${seconds()} s: look at its console`);
+    if (outlet.alive(means.now())) {
+      step(`${hasHeartbeat ? "heartbeat seen" : `${outlet.node} is online`} after ${seconds()} s`);
+      return undefined;
+    }
+    if (seconds() >= bootSeconds)
+      return {
+        outcome: "unconfirmed",
+        message: `its supply is on, but it shows no sign of life after ${seconds()} s; look at its console`,
+      };
     await sleep(1000, undefined, { signal }).catch(() => undefined);
     await look(means, outlet);
   }
+  return undefined;
 }
 
 /** Tells how it ended: an event for every change and every refusal, none where nothing was to be done. */

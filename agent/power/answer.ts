@@ -36,8 +36,8 @@ export function print(context: Context, verb: string, answer: CommandResult, hum
   const exit = exitOf(answer);
   if (context.json) printJson(context, verb, answer);
   else if (answer.result !== undefined) context.io.out(human());
-  if (answer.message && (exit !== EXIT.done || (!context.json && answer.result === undefined)))
-    context.io.err(`fruit: ${answer.message}\n`);
+  else if (exit === EXIT.done) context.io.out(`${answer.message} (${answer.state})\n`);
+  if (answer.message && exit !== EXIT.done) context.io.err(`fruit: ${answer.message}\n`);
   return exit;
 }
 

@@ -5,12 +5,21 @@ import { Refusal } from "../commands.ts";
 /** Longest an operation may hold the bus: every driver gives up far earlier, so this names a driver that hangs. */
 const LIMIT_MS = 10_000;
 
-/** A scan asks 255 boards that mostly do not answer. */
-export const SCAN_LIMIT_MS = 180_000;
+/**
+ * Who goes first. Emergencies; then switching with the readings it decides by and is confirmed by; then everybody who only looks,
+ * in turns by line. Each has its own bound, so that no flood of readings keeps anybody from switching.
+ */
+type Lane = "emergency" | "switching" | "reading";
+
+/** How an operation waits for the bus. */
+export interface Turn {
+  lane?: Lane;
+  /** Whoever waits is told to stop: what has not begun is left out, what has begun is not waited for. */
+  signal?: AbortSignal | undefined;
+}
 
 interface Job {
   what: string;
-  limitMs: number;
   /** Never rejects: the asker gets the error. */
   begin(): Promise<void>;
   refuse(error: Error): void;
@@ -21,16 +30,17 @@ interface Job {
  *
  * Invariants
  * - One operation at a time; one that hangs keeps the bus, since the wire is still its own.
- * - Lines (an outlet, a board) take turns, so that nobody waits behind all the polls of another.
- * - Urgent operations go first.
- * - No more than `depth` operations wait; the next is refused.
+ * - Lanes go in order; within the readings lines (an outlet, a board) take turns, so that nobody waits behind all the polls of another.
+ * - No more than `depth` operations wait in a lane; the next is refused.
  */
 export class Bus {
   readonly name: string;
   readonly controller: PowerController;
   readonly #depth: number;
+  readonly #emergency: Job[] = [];
+  readonly #switching: Job[] = [];
+  /** Readings by line, in the order of their turns. */
   readonly #lines = new Map<string, Job[]>();
-  readonly #urgent: Job[] = [];
   #isWorking = false;
   #overdue: string | undefined;
 
@@ -40,44 +50,60 @@ export class Bus {
     this.#depth = depth;
   }
 
-  /** Operations that wait for their turn. */
+  /** Readings that wait for their turn. */
   get waiting(): number {
-    return this.#jobs().length;
+    return this.#readings().length;
   }
 
-  /** Runs one operation when its turn comes. Throws what the driver throws, `Refusal` busy, or `HalError` timeout. */
-  do<T>(
+  /**
+   * Runs one operation when its turn comes. Throws what the driver throws, `Refusal` busy, `HalError` timeout, or AbortError.
+   */
+  async do<T>(
     line: string,
     what: string,
     operation: (controller: PowerController) => Promise<T>,
-    { urgent = false, limitMs = LIMIT_MS }: { urgent?: boolean; limitMs?: number } = {},
+    { lane = "reading", signal }: Turn = {},
   ): Promise<T> {
-    return new Promise<T>((resolve, reject) => {
-      if (this.#overdue !== undefined) return reject(this.#hangs(this.#overdue));
-      // An emergency is still let in when polls have filled the queue.
-      if (this.waiting >= this.#depth * (urgent ? 2 : 1))
-        return reject(
-          new Refusal("busy", `${this.name}: ${this.waiting} operations wait already; try again shortly`),
-        );
-      const job: Job = {
-        what: `${what} ${line}`,
-        limitMs,
-        begin: () => operation(this.controller).then(resolve, reject),
-        refuse: reject,
-      };
-      if (urgent) this.#urgent.push(job);
-      else this.#lines.set(line, [...(this.#lines.get(line) ?? []), job]);
-      void this.#work();
+    signal?.throwIfAborted();
+    if (this.#overdue !== undefined) throw this.#hangs(this.#overdue);
+    const { promise, resolve, reject } = Promise.withResolvers<T>();
+    const stop = () => reject(signal?.reason);
+    this.#queue(lane, line, {
+      what: `${what} ${line}`,
+      begin: async () => {
+        if (signal?.aborted) return;
+        try {
+          resolve(await operation(this.controller));
+        } catch (error) {
+          reject(error);
+        }
+      },
+      refuse: reject,
     });
+    signal?.addEventListener("abort", stop);
+    void this.#work();
+    try {
+      return await promise;
+    } finally {
+      signal?.removeEventListener("abort", stop);
+    }
   }
 
-  #jobs(): Job[] {
-    return [...this.#urgent, ...[...this.#lines.values()].flat()];
+  #queue(lane: Lane, line: string, job: Job): void {
+    const ahead = { emergency: this.#emergency, switching: this.#switching, reading: this.#readings() }[lane];
+    if (ahead.length >= this.#depth)
+      throw new Refusal("busy", `${this.name}: ${ahead.length} operations wait already; try again shortly`);
+    if (lane === "reading") this.#lines.set(line, [...(this.#lines.get(line) ?? []), job]);
+    else ahead.push(job);
+  }
+
+  #readings(): Job[] {
+    return [...this.#lines.values()].flat();
   }
 
   #next(): Job | undefined {
-    const urgent = this.#urgent.shift();
-    if (urgent) return urgent;
+    const first = this.#emergency.shift() ?? this.#switching.shift();
+    if (first) return first;
     for (const [line, [job, ...rest]] of this.#lines) {
       // To the end of the round: a map keeps the order in which keys were added.
       this.#lines.delete(line);
@@ -97,14 +123,10 @@ export class Bus {
   async #perform(job: Job): Promise<void> {
     const over = new AbortController();
     const ended = job.begin().then(() => over.abort());
-    await Promise.race([
-      ended,
-      sleep(job.limitMs, undefined, { signal: over.signal }).catch(() => undefined),
-    ]);
+    await Promise.race([ended, sleep(LIMIT_MS, undefined, { signal: over.signal }).catch(() => undefined)]);
     if (over.signal.aborted) return;
     this.#overdue = job.what;
-    const waiting = this.#jobs();
-    this.#urgent.length = 0;
+    const waiting = [...this.#emergency.splice(0), ...this.#switching.splice(0), ...this.#readings()];
     this.#lines.clear();
     for (const refused of [job, ...waiting]) refused.refuse(this.#hangs(job.what));
     await ended;

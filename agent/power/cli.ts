@@ -7,7 +7,7 @@ import { present } from "./fields.ts";
 import type { PolicyResult } from "./policy.ts";
 import type { OutletResult } from "./result.ts";
 import type { SwitchVerb } from "./rules.ts";
-import { labelOf, lockTable, statusTable } from "./show.ts";
+import { labelOf, lockTable, ONE_OUTLET, statusTable } from "./show.ts";
 import { askStatus, type Looked, watch } from "./watch.ts";
 
 /** Grace, confirmation twice, boot, and the turns of a whole rack fit in; what the flags add comes on top. */
@@ -179,8 +179,8 @@ async function locks(context: Context): Promise<Exit> {
 }
 
 function oneOf(positionals: readonly string[]): string {
-  const [outlet, ...others] = needed(positionals);
-  if (outlet === undefined || others.length > 0) throw new UsageError("one outlet at a time");
+  const [outlet, ...others] = wordsOf(positionals);
+  if (outlet === undefined || others.length > 0) throw new UsageError(ONE_OUTLET);
   return outlet;
 }
 
@@ -192,18 +192,38 @@ const CYCLE_FLAGS = SWITCH_FLAGS.replace("[--timeout", "[--off-time 5s] [--timeo
 export const POWER_VERBS: readonly CliVerb[] = (
   [
     ["power status", "[OUTLET…]", "supply, host, measurements, who and why", status],
-    ["power on", SWITCH_FLAGS, "switches on; waits for the Pi's heartbeat unless --no-wait", switching("on")],
-    ["power off", SWITCH_FLAGS, "asks to shut down, then cuts; --force cuts at once", switching("off")],
-    ["power cycle", CYCLE_FLAGS, "off and on again", switching("cycle")],
     [
-      "power reset",
-      CYCLE_FLAGS,
-      "cuts without asking and switches on again; needs --reason",
-      switching("reset"),
+      "power on",
+      SWITCH_FLAGS,
+      "switches on; waits up to --timeout for a sign of life unless --no-wait",
+      switching("on"),
     ],
-    ["power shutdown", SWITCH_FLAGS, "asks to shut down and leaves the supply on", switching("shutdown")],
+    [
+      "power off",
+      SWITCH_FLAGS,
+      "asks to shut down, waits up to --timeout, then cuts; --force cuts at once",
+      switching("off"),
+    ],
+    [
+      "power cycle",
+      CYCLE_FLAGS,
+      "as power off, then on again; waits for a sign of life unless --no-wait",
+      switching("cycle"),
+    ],
+    ["power reset", CYCLE_FLAGS, "cuts without asking, then as power on; needs --reason", switching("reset")],
+    [
+      "power shutdown",
+      SWITCH_FLAGS,
+      "asks to shut down, waits up to --timeout, and leaves the supply on",
+      switching("shutdown"),
+    ],
     ["power identify", "OUTLET… [on|off|30s]", "lights up the board", identify],
-    ["power watch", "[OUTLET…] [--for 10m]", "prints changes as they happen", watch],
+    [
+      "power watch",
+      "[OUTLET…] [--for 10m] [--json | --jsonl]",
+      "prints changes as they happen; as JSON one object a line, each outlet first as it is",
+      watch,
+    ],
     [
       "power policy",
       "[OUTLET…] [off|on|last] [--once] [--yes] [--reason TEXT]",

@@ -1,7 +1,7 @@
-import { setTimeout as sleep } from "node:timers/promises";
 import * as v from "valibot";
 import { HalError, type OutletId } from "../../hal/ports.ts";
 import { type Command, command } from "../commands.ts";
+import { Lights } from "../lights.ts";
 import type { Outlet } from "./outlet.ts";
 import { type Ending, summarise } from "./result.ts";
 import { type Stack, Words } from "./stack.ts";
@@ -11,21 +11,9 @@ const IDENTIFY_SECONDS = 30;
 
 /** The row that makes boards visible; it ends at once, and the lights go out later by themselves. */
 export function identifyCommand(stack: Stack): Command {
-  const lit = new Map<OutletId, AbortController>();
+  const lights = new Lights<OutletId>();
   const show = async (outlet: Outlet, on: boolean) =>
     outlet.bus.do(outlet.id, "identify", (controller) => controller.identify(outlet.id, on));
-  const darkenLater = async (outlet: Outlet, seconds: number, signal: AbortSignal) => {
-    const replaced = new AbortController();
-    lit.set(outlet.id, replaced);
-    try {
-      await sleep(seconds * 1000, undefined, { signal: AbortSignal.any([signal, replaced.signal]) });
-      await show(outlet, false);
-    } catch {
-      // Shown anew, the agent stops, or the board is gone: none of it is worth more than a light that stays on.
-    } finally {
-      if (lit.get(outlet.id) === replaced) lit.delete(outlet.id);
-    }
-  };
   const once = async (
     outlet: Outlet,
     { on, seconds }: { on?: boolean | undefined; seconds?: number | undefined },
@@ -39,15 +27,15 @@ export function identifyCommand(stack: Stack): Command {
         message: "its board has nothing to show itself with",
       };
     const isOn = on ?? true;
+    if (isOn && (seconds !== undefined || on === undefined))
+      lights.darken(outlet.id, seconds ?? IDENTIFY_SECONDS, () => show(outlet, false), signal);
+    else lights.keep(outlet.id);
     try {
       await show(outlet, isOn);
     } catch (error) {
       if (!(error instanceof HalError)) throw error;
       return { outlet: outlet.id, outcome: "failed", code: "bus", message: error.message };
     }
-    lit.get(outlet.id)?.abort();
-    if (isOn && (seconds !== undefined || on === undefined))
-      void darkenLater(outlet, seconds ?? IDENTIFY_SECONDS, signal);
     return { outlet: outlet.id, outcome: "done" };
   };
   return command({

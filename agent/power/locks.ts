@@ -7,8 +7,10 @@ import type { OutletId } from "../../hal/ports.ts";
 import { type Call, type Command, command, Refusal } from "../commands.ts";
 import { Lock, type Publish, type Tell } from "../messages.ts";
 import type { Store } from "../store.ts";
+import { duration } from "../terminal.ts";
 import { present } from "./fields.ts";
-import { clockTime, person } from "./show.ts";
+import { clockTime, ONE_OUTLET, person } from "./show.ts";
+import type { Time } from "./time.ts";
 
 /** How long a lock lasts when nobody says: 4 h. */
 export const LOCK_SECONDS = 4 * 3600;
@@ -25,63 +27,76 @@ export function lockedBy(lock: Lock, now: number): string {
 interface LockOptions {
   store: Store;
   longestSeconds: number;
-  /** Unix milliseconds. */
-  now: () => number;
+  time: Time;
   publish: Publish;
   tell: Tell;
   /** A lock came or went: the outlet's state shows it. */
   changed: (outlet: OutletId) => void;
 }
 
+/** A lock with its moments. */
+interface Held {
+  outlet: OutletId;
+  owner: string;
+  reason: string;
+  since: number;
+  until: number;
+}
+
 /** The locks of this node's outlets, kept over restarts and published while they stand. */
 export class Locks {
   readonly #options: LockOptions;
-  readonly #locks: Map<string, Lock>;
+  readonly #locks: Map<OutletId, Held>;
 
   constructor(options: LockOptions) {
     this.#options = options;
     const kept = options.store.load("locks", v.array(Lock), []);
-    this.#locks = new Map(kept.map((lock) => [lock.outlet, lock]));
+    // Every lock ends: also one that was kept when the clock was wrong.
+    const latest = options.time.now() + options.longestSeconds * 1000;
+    this.#locks = new Map(
+      kept.map((lock) => {
+        const outlet = lock.outlet as OutletId;
+        const until = Math.min(Date.parse(lock.until), latest);
+        return [outlet, { ...lock, outlet, since: Date.parse(lock.since), until }];
+      }),
+    );
   }
 
   /** The lock on an outlet, if it still stands. */
   of(outlet: OutletId): Lock | undefined {
-    const lock = this.#locks.get(outlet);
-    return lock && this.#stands(lock) ? lock : undefined;
+    const held = this.#held(outlet);
+    return held && this.#told(held);
   }
 
   list(): Lock[] {
-    return [...this.#locks.values()].filter((lock) => this.#stands(lock));
+    return [...this.#locks.values()].filter((held) => this.#stands(held)).map((held) => this.#told(held));
   }
 
   /** Takes or renews a lock. Throws `Refusal` locked when somebody else holds it. */
   async set(outlet: OutletId, owner: string, reason: string, forSeconds: number): Promise<Lock> {
-    const { longestSeconds, now, tell } = this.#options;
+    const { longestSeconds, time, tell } = this.#options;
     if (forSeconds > longestSeconds)
       throw new Refusal(
         "bad-args",
-        `a lock lasts ${longestSeconds} s at most (lock_max_seconds), not ${forSeconds} s; take it again when it ends`,
+        `a lock lasts ${duration(longestSeconds)} at most (lock_max_seconds), not ${duration(forSeconds)}; take it again when it ends`,
       );
-    const held = this.of(outlet);
+    const held = this.#held(outlet);
     if (held && held.owner !== owner) throw this.#refusal(held);
-    const lock = {
-      outlet,
-      owner,
-      reason,
-      since: held?.since ?? new Date(now()).toISOString(),
-      until: new Date(now() + forSeconds * 1000).toISOString(),
-    };
-    await this.#replace(outlet, lock);
+    const now = time.now();
+    const since = held?.since ?? now;
+    const mine = { outlet, owner, reason, since, until: now + forSeconds * 1000 };
+    await this.#replace(outlet, mine);
+    const lock = this.#told(mine);
     tell("lock.set", {
       ...lock,
-      message: `${outlet} locked by ${person(owner)} until ${clockTime(lock.until, now())}`,
+      message: `${outlet} locked by ${person(owner)} until ${clockTime(lock.until, time.unix(now))}`,
     });
     return lock;
   }
 
   /** Gives a lock up, or takes somebody else's away. Undefined where there was none. */
   async clear(outlet: OutletId, who: string, kick: boolean, reason?: string): Promise<Lock | undefined> {
-    const lock = this.of(outlet);
+    const lock = this.#held(outlet);
     if (!lock) return undefined;
     const isKick = lock.owner !== who;
     if (isKick && !kick) throw this.#refusal(lock);
@@ -95,14 +110,14 @@ export class Locks {
         ? `${person(who)} took the lock of ${person(lock.owner)} on ${outlet}`
         : `${outlet} unlocked by ${person(who)}`,
     });
-    return lock;
+    return this.#told(lock);
   }
 
   /** Forgets what has ended, and says so. */
   async expire(): Promise<void> {
     for (const lock of [...this.#locks.values()]) {
       if (this.#stands(lock)) continue;
-      await this.#replace(lock.outlet as OutletId, undefined);
+      await this.#replace(lock.outlet, undefined);
       this.#options.tell("lock.expired", {
         outlet: lock.outlet,
         owner: lock.owner,
@@ -116,30 +131,59 @@ export class Locks {
     for (const lock of this.list()) this.#options.publish("state/lock", lock.outlet, lock);
   }
 
-  #stands(lock: Lock): boolean {
-    return this.#options.now() < Date.parse(lock.until);
+  /** Keeps and publishes them with the times that they have by a clock that was set. */
+  async restate(): Promise<void> {
+    if (this.#locks.size === 0) return;
+    await this.#save();
+    this.publishAll();
   }
 
-  #refusal(lock: Lock): Refusal {
-    return new Refusal("locked", `outlet ${lock.outlet}: ${lockedBy(lock, this.#options.now())}`);
+  #held(outlet: OutletId): Held | undefined {
+    const held = this.#locks.get(outlet);
+    return held && this.#stands(held) ? held : undefined;
+  }
+
+  #stands({ until }: Held): boolean {
+    return this.#options.time.now() < until;
+  }
+
+  /** As it is published, kept and shown. */
+  #told(held: Held): Lock {
+    const { time } = this.#options;
+    return { ...held, since: time.iso(held.since), until: time.iso(held.until) };
+  }
+
+  #refusal(held: Held): Refusal {
+    const { time } = this.#options;
+    return new Refusal(
+      "locked",
+      `outlet ${held.outlet}: ${lockedBy(this.#told(held), time.unix(time.now()))}`,
+    );
+  }
+
+  #save(): Promise<void> {
+    return this.#options.store.save(
+      "locks",
+      [...this.#locks.values()].map((held) => this.#told(held)),
+    );
   }
 
   /** On the disk first: a lock that a restart would forget is not granted. */
-  async #replace(outlet: OutletId, lock: Lock | undefined): Promise<void> {
-    const { store, publish, changed } = this.#options;
+  async #replace(outlet: OutletId, lock: Held | undefined): Promise<void> {
+    const { publish, changed } = this.#options;
     const before = this.#locks.get(outlet);
     this.#put(outlet, lock);
     try {
-      await store.save("locks", [...this.#locks.values()]);
+      await this.#save();
     } catch (error) {
       this.#put(outlet, before);
       throw error;
     }
-    publish("state/lock", outlet, lock ?? null);
+    publish("state/lock", outlet, lock ? this.#told(lock) : null);
     changed(outlet);
   }
 
-  #put(outlet: OutletId, lock: Lock | undefined): void {
+  #put(outlet: OutletId, lock: Held | undefined): void {
     if (lock) this.#locks.set(outlet, lock);
     else this.#locks.delete(outlet);
   }
@@ -149,7 +193,7 @@ export class Locks {
 export function lockCommands(locks: Locks, resolve: (word: string) => { id: OutletId }[]): Command[] {
   const one = (word: string) => {
     const [outlet, ...others] = resolve(word);
-    if (!outlet || others.length > 0) throw new Refusal("bad-args", `one outlet, not "${word}"`);
+    if (!outlet || others.length > 0) throw new Refusal("bad-args", `"${word}": ${ONE_OUTLET}`);
     return outlet;
   };
   const outlets = ({ outlet }: { outlet: string }) => [one(outlet).id];

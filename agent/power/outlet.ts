@@ -2,10 +2,11 @@ import { HalError, type OutletId, type OutletReading, type Supply } from "../../
 import { Refusal } from "../commands.ts";
 import type { Config } from "../config.ts";
 import type { Lock, OutletState, POWER_VERBS } from "../messages.ts";
-import type { Bus } from "./bus.ts";
+import type { Bus, Turn } from "./bus.ts";
 import { present } from "./fields.ts";
 import { type Host, type HostInputs, inferHost, isAlive } from "./host.ts";
 import type { Reason, Remembered } from "./memory.ts";
+import type { Time } from "./time.ts";
 
 /** A reading this old is still "now" (rule P2). */
 export const FRESH_MS = 2000;
@@ -34,13 +35,15 @@ export class Outlet {
   readonly memory: Remembered;
   readonly fed: Fed = { isTrial: false };
   reading: OutletReading | undefined;
-  /** Unix milliseconds of the last reading that succeeded. */
+  /** When the last reading succeeded. */
   readAt: number | undefined;
   /** Why the last reading did not. */
   error: string | undefined;
   busy: { verb: string; by: string; since: number } | undefined;
   /** It may come on any moment: its watts are spoken for. */
   isReserved = false;
+  /** What its policy still wants since the mains came back; `any` where the board's own will is all there is. */
+  owed: "on" | "off" | "any" | undefined;
   /** What the board itself does when its supply returns. */
   boardPolicy: "on" | "off" | undefined;
   isStopAnnounced = false;
@@ -86,11 +89,9 @@ export class Outlet {
   }
 
   /** Reads the board now. Throws `HalError`; the outlet is then `unknown`. */
-  async read(now: () => number, urgent = false): Promise<OutletReading> {
+  async read(now: () => number, turn: Turn = {}): Promise<OutletReading> {
     try {
-      const reading = await this.bus.do(this.id, "read", (controller) => controller.read(this.id), {
-        urgent,
-      });
+      const reading = await this.bus.do(this.id, "read", (controller) => controller.read(this.id), turn);
       this.#observe(reading, now());
       return reading;
     } catch (error) {
@@ -188,20 +189,23 @@ export class Outlet {
   /** Writes down why the supply is as it is from now on; without a time where nobody saw it change. */
   explain(supply: "on" | "off", { cause, by, reason }: Reason, now?: number): void {
     const { memory } = this;
+    // Whoever did this has decided: nothing is owed to a policy any more.
+    if (this.owed !== undefined) delete memory.once;
+    this.owed = undefined;
     for (const key of ["since", "by", "reason", "intent"] as const) delete memory[key];
     Object.assign(memory, { supply, cause, ...present({ by, reason, since: now }) });
   }
 
   /** What is published as `state/outlet/<id>` and printed by `power status`. */
-  state(limits: Config["power"], lock: Lock | undefined, now: number): OutletState {
+  state(limits: Config["power"], lock: Lock | undefined, time: Time): OutletState {
     const { reading, memory } = this;
-    const time = (at: number | undefined) => (at === undefined ? undefined : new Date(at).toISOString());
+    const iso = (at: number | undefined) => (at === undefined ? undefined : time.iso(at));
     const { since, cause, by, reason }: Partial<Remembered> = memory.supply === this.supply ? memory : {};
     return {
       v: 1,
       outlet: this.id,
       supply: this.supply,
-      host: this.host(limits, now),
+      host: this.host(limits, time.now()),
       busy: this.busy?.verb ?? null,
       lock: lock ? { owner: lock.owner, reason: lock.reason, since: lock.since, until: lock.until } : null,
       verbs: this.verbs,
@@ -210,12 +214,12 @@ export class Outlet {
       ...present({
         name: this.name,
         node: this.node,
-        since: time(since),
+        since: iso(since),
         by,
         reason,
         policy: memory.policy ?? this.boardPolicy,
         policy_once: memory.once,
-        read_at: time(this.readAt),
+        read_at: iso(this.readAt),
         error: this.error,
         heartbeat: reading?.heartbeat,
         node_status: this.fed.status,

@@ -5,7 +5,7 @@ import type { Part } from "../parts.ts";
 import type { Bus } from "./bus.ts";
 import { present } from "./fields.ts";
 import { measured, type Outlet, round } from "./outlet.ts";
-import { restore } from "./returns.ts";
+import { Returns } from "./returns.ts";
 import type { PowerOptions } from "./service.ts";
 import type { Stack } from "./stack.ts";
 import { look } from "./switch.ts";
@@ -28,7 +28,7 @@ function boardsOf(stack: Stack, bus: Bus): Map<number, Outlet[]> {
 export function poll(stack: Stack, options: PowerOptions): Part {
   const { config, log, random = Math.random, teleSeconds = 60 } = options;
   return async (signal) => {
-    const returns = new Map<number, Promise<void>>();
+    const returns = new Returns({ means: stack.means, alarm: options.alarm, log, signal });
     const round = new Round(stack, options, returns, signal);
     const stopped = new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
     stack.locks.publishAll();
@@ -43,21 +43,23 @@ export function poll(stack: Stack, options: PowerOptions): Part {
         Promise.all(stack.buses.map((bus, index) => round.bus(bus, index, isTele))),
         stopped,
       ]);
-      await stack.locks.expire().catch((error) => log("error", "lock.not-kept", { error: String(error) }));
+      await Promise.all([stack.followClock(), stack.locks.expire()]).catch((error) =>
+        log("error", "lock.not-kept", { error: String(error) }),
+      );
       await sleep(pauseMs, undefined, { signal }).catch(() => undefined);
       pauseMs = config.poll_seconds * 1000;
     }
-    await Promise.allSettled(returns.values());
+    await returns.idle();
   };
 }
 
 class Round {
   readonly #stack: Stack;
   readonly #options: PowerOptions;
-  readonly #returns: Map<number, Promise<void>>;
+  readonly #returns: Returns;
   readonly #signal: AbortSignal;
 
-  constructor(stack: Stack, options: PowerOptions, returns: Map<number, Promise<void>>, signal: AbortSignal) {
+  constructor(stack: Stack, options: PowerOptions, returns: Returns, signal: AbortSignal) {
     this.#stack = stack;
     this.#options = options;
     this.#returns = returns;
@@ -108,8 +110,8 @@ class Round {
     for (const outlet of outlets) await this.#outlet(outlet, isTele);
     // After its outlets: a supply that is off because the mains failed is then told from one that somebody switched off.
     const reading = await bus.do(`board ${board}`, "read", (controller) => controller.readBoard(board));
-    const hasReturned = this.#noteBoot(board, reading, outlets);
-    if (!hasReturned) for (const outlet of outlets) await this.#explain(outlet);
+    this.#returns.note(board, reading, outlets);
+    for (const outlet of outlets) await this.#explain(outlet);
     this.#sayBoard(board, reading, isTele);
   }
 
@@ -131,29 +133,10 @@ class Round {
     });
   }
 
-  /** Whether the board's supply was lost since we last knew; then what is to be done about it is on its way. */
-  #noteBoot(board: number, { bootCount }: BoardReading, outlets: readonly Outlet[]): boolean {
-    const { memory } = this.#stack.means;
-    if (this.#returns.has(board)) return true;
-    if (bootCount === undefined || memory.boards[board] === bootCount) return false;
-    if (memory.boards[board] === undefined) {
-      memory.boards[board] = bootCount;
-      void memory.save();
-      return false;
-    }
-    const { log } = this.#options;
-    log("info", "power.mains-returned", { board, boots: bootCount });
-    const returning = restore(this.#stack.means, board, bootCount, outlets, this.#signal)
-      .catch((error) => log("error", "power.restore", { board, error: String(error) }))
-      .finally(() => this.#returns.delete(board));
-    this.#returns.set(board, returning);
-    return true;
-  }
-
   /** Finds out why a supply is not as it was: our own command that ended late, or somebody else. */
   async #explain(outlet: Outlet): Promise<void> {
     const { supply, memory } = outlet;
-    if (supply === "unknown" || supply === memory.supply) return;
+    if (supply === "unknown" || supply === memory.supply || outlet.owed !== undefined) return;
     const { means } = this.#stack;
     const now = means.now();
     const { intent } = memory;

@@ -10,7 +10,7 @@ export async function rehearse(
   doing: Doing,
   result: OutletResult,
 ): Promise<Ending> {
-  const refused = refusals(means.facts(outlet, await inputVolts(means, outlet)), doing);
+  const refused = refusals(means.facts(outlet, await inputVolts(means, outlet, doing)), doing);
   const { verb } = doing;
   const isThere = outlet.supply === (verb === "on" ? "on" : "off") && verb !== "cycle" && verb !== "reset";
   const plan = isThere ? [`do nothing: it is ${outlet.supply} already (P3)`] : steps(means, outlet, doing);

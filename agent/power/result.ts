@@ -1,5 +1,5 @@
-import type { Supply } from "../../hal/ports.ts";
-import type { Code, Outcome } from "../commands.ts";
+import { HalError, type Supply } from "../../hal/ports.ts";
+import { type Code, type Outcome, Refusal } from "../commands.ts";
 import { present } from "./fields.ts";
 import type { Host } from "./host.ts";
 
@@ -37,10 +37,25 @@ export interface OutletResult extends Ending {
 
 const GOOD: readonly OutletOutcome[] = ["done", "unchanged", "forced-after-timeout"];
 
+/** Whether the supply is as it was asked for. */
+export function isGood({ outcome }: Ending): boolean {
+  return GOOD.includes(outcome);
+}
+
+/** Runs what only looks: when the agent stops meanwhile, that is its answer. */
+export async function untilStopped(signal: AbortSignal, look: () => Promise<Outcome>): Promise<Outcome> {
+  try {
+    return await look();
+  } catch (error) {
+    if (!signal.aborted || error instanceof Refusal || error instanceof HalError) throw error;
+    return { state: "failed", code: "stopping", message: "the agent stopped meanwhile; ask again" };
+  }
+}
+
 /** One answer for all outlets of a command; partial success is visible as `failed` with the first problem. */
 export function summarise(results: readonly (Ending & { outlet: string })[]): Outcome {
   const result = { outlets: results };
-  const problems = results.filter(({ outcome }) => !GOOD.includes(outcome));
+  const problems = results.filter((result) => !isGood(result));
   const first = problems.find(({ outcome }) => outcome === "unconfirmed") ?? problems[0];
   if (first)
     return {

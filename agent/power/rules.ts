@@ -51,7 +51,7 @@ export interface Facts {
   isUnsignedAllowed: boolean;
   /** Since the supply came on, where known. */
   onSeconds?: number | undefined;
-  /** Unix milliseconds of the latest switch commands. */
+  /** The latest switch commands. */
   changes: readonly number[];
   lock?: Lock | undefined;
   /** What the node it feeds said of itself. */
@@ -60,7 +60,9 @@ export interface Facts {
   /** Watts to reckon with for this outlet, and for all others that are on or being switched on. */
   watts: number;
   committedWatts: number;
+  /** This moment, and what the clock says to it. */
   now: number;
+  unixNow: number;
   limits: Pick<
     Config["power"],
     "changes_per_hour" | "min_on_seconds" | "input_volts_min" | "supply_watts" | "off_time_seconds"
@@ -107,8 +109,8 @@ const RULES: readonly Rule[] = [
   {
     code: "locked",
     verbs: [...SWITCH_VERBS, "policy"],
-    check: ({ lock, now }, { by, door }) =>
-      lock && lock.owner !== by && door !== "policy" ? lockedBy(lock, now) : undefined,
+    check: ({ lock, unixNow }, { by, door }) =>
+      lock && lock.owner !== by && door !== "policy" ? lockedBy(lock, unixNow) : undefined,
   },
   {
     code: "rule.P3",
@@ -157,9 +159,9 @@ const RULES: readonly Rule[] = [
   {
     code: "rule.P8",
     verbs: ["on", "off", "cycle", "reset"],
-    check: ({ changes, now, limits }, { verb, force }) => {
-      // Cutting in an emergency must always be possible; it still counts.
-      if (verb === "off" && force) return undefined;
+    check: ({ changes, now, limits }, { verb, force, door }) => {
+      // Cutting in an emergency must always be possible, and so must what a policy promised; both still count.
+      if ((verb === "off" && force) || door === "policy") return undefined;
       const latest = recent(changes, now).sort((a, b) => a - b);
       const needed = verb === "cycle" || verb === "reset" ? 2 : 1;
       const tooMany = latest.length + needed - limits.changes_per_hour;

@@ -31,8 +31,10 @@ export interface PowerOptions {
   publish: Publish;
   alarm: RaiseAlarm;
   tell: Tell;
-  /** Unix milliseconds. */
+  /** Unix milliseconds, by a clock that may be set. */
   now?: () => number;
+  /** Milliseconds that only ever pass. */
+  elapsed?: () => number;
   random?: () => number;
   /** Interval of `tele/power`; 0 turns it off. */
   teleSeconds?: number;

@@ -11,6 +11,9 @@ export interface BoardLine {
   error?: string;
 }
 
+/** What a lock wants where somebody named none, or several. */
+export const ONE_OUTLET = "one outlet at a time: an id (0.1) or a name";
+
 const HEADING = "OUTLET NAME SUPPLY HOST VOLT AMP WATT SINCE BY LOCK".split(" ");
 
 /** `local:alice` and `key:alice@desk` as people say it; the fields of messages keep the whole. */

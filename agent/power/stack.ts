@@ -10,6 +10,7 @@ import { Pace } from "./pace.ts";
 import type { Facts } from "./rules.ts";
 import type { PowerOptions } from "./service.ts";
 import type { Means } from "./switch.ts";
+import { Time } from "./time.ts";
 
 /** A state that did not change is said again this often, so that its `read_at` tells. */
 const SAY_AGAIN_MS = 60_000;
@@ -31,14 +32,15 @@ export class Stack {
   readonly locks: Locks;
   readonly means: Means;
   readonly #options: PowerOptions;
-  readonly #now: () => number;
+  readonly #time: Time;
+  #shift = 0;
   readonly #said = new Map<OutletId, { words: string; at: number }>();
 
   constructor(options: PowerOptions) {
-    const { config, controllers, store, publish, tell, log, now = Date.now } = options;
+    const { config, controllers, store, publish, tell, log, now, elapsed } = options;
     this.#options = options;
-    this.#now = now;
-    const memory = new Memory(store, log);
+    this.#time = new Time(now, elapsed);
+    const memory = new Memory(store, log, this.#time);
     this.buses = controllers.map(
       (controller, index) => new Bus(`bus ${index} (${controller.driver})`, controller),
     );
@@ -54,7 +56,7 @@ export class Stack {
     this.locks = new Locks({
       store,
       longestSeconds: config.lock_max_seconds,
-      now,
+      time: this.#time,
       publish,
       tell,
       changed: (id) => {
@@ -66,7 +68,7 @@ export class Stack {
       config,
       memory,
       pace: new Pace(config.stagger_seconds, config.input_volts_min),
-      now,
+      now: () => this.#time.now(),
       changed,
       facts: (outlet, inputVolts) => this.#facts(outlet, inputVolts),
       tell,
@@ -98,7 +100,17 @@ export class Stack {
   }
 
   state(outlet: Outlet): OutletState {
-    return outlet.state(this.means.config, this.locks.of(outlet.id), this.#now());
+    return outlet.state(this.means.config, this.locks.of(outlet.id), this.#time);
+  }
+
+  /** Keeps and says all times anew when the clock was set. */
+  async followClock(): Promise<void> {
+    const shift = this.#time.unix(0);
+    if (shift === this.#shift) return;
+    this.#shift = shift;
+    for (const outlet of this.outlets.values()) this.#say(outlet);
+    await this.means.memory.save();
+    await this.locks.restate();
   }
 
   #say(outlet: Outlet): void {
@@ -118,7 +130,7 @@ export class Stack {
   #facts(outlet: Outlet, inputVolts: number | undefined): Facts {
     const { config, node, unsignedOutlets } = this.#options;
     const { fed } = outlet;
-    const now = this.#now();
+    const now = this.#time.now();
     const others = [...this.outlets.values()].filter((other) => other !== outlet);
     return {
       outlet: outlet.id,
@@ -141,6 +153,7 @@ export class Stack {
         .filter((other) => other.supply !== "off" || other.isReserved)
         .reduce((sum, other) => sum + other.watts, 0),
       now,
+      unixNow: this.#time.unix(now),
       limits: config,
     };
   }

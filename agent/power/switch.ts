@@ -1,7 +1,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { HalError, type OutletReading } from "../../hal/ports.ts";
+import { type BoardReading, HalError, type OutletReading } from "../../hal/ports.ts";
 import { Refusal } from "../commands.ts";
 import type { Config } from "../config.ts";
+import type { Turn } from "./bus.ts";
 import type { Memory, Reason } from "./memory.ts";
 import type { Outlet } from "./outlet.ts";
 import type { Pace } from "./pace.ts";
@@ -16,6 +17,7 @@ export interface Means {
   config: Config["power"];
   memory: Memory;
   pace: Pace;
+  /** This moment, see `Time`. */
   now: () => number;
   /** The outlet's state may have changed: it is published. */
   changed: (outlet: Outlet) => void;
@@ -30,20 +32,27 @@ export interface Doing extends Asked, Reason {
   by: string;
   /** Also wait until the Pi shows itself. */
   wait: boolean;
+  /** How long; `boot_seconds` where nobody says. */
+  bootSeconds?: number | undefined;
   dryRun: boolean;
   signal: AbortSignal;
   step(what: string): void;
 }
 
-/** An emergency: its operations go before everybody else's on the bus (rule P15). */
-export function isUrgent({ verb, force }: Pick<Doing, "verb" | "force">): boolean {
-  return verb === "off" && force;
+/** How its operations wait for the bus (rule P15): those of an emergency before all others', a rehearsal's like anybody's. */
+export function turnOf({ verb, force, dryRun, signal }: Omit<Doing, "step">): Turn {
+  if (dryRun) return { lane: "reading", signal };
+  return { lane: verb === "off" && force ? "emergency" : "switching", signal };
 }
 
 /** The board's input voltage now, for the rules that look at it. */
-export async function inputVolts(means: Means, { bus, board }: Outlet): Promise<number | undefined> {
+export async function inputVolts(means: Means, outlet: Outlet, doing: Doing): Promise<number | undefined> {
   if (means.config.input_volts_min === undefined) return undefined;
-  return (await bus.do(`board ${board}`, "read", (controller) => controller.readBoard(board))).inputVolts;
+  return (await readInput(outlet, doing)).inputVolts;
+}
+
+function readInput({ bus, board }: Outlet, doing: Doing): Promise<BoardReading> {
+  return bus.do(`board ${board}`, "read", (controller) => controller.readBoard(board), turnOf(doing));
 }
 
 /**
@@ -64,10 +73,10 @@ export async function apply(
   // Before it is sent: an agent that dies now must neither forget its limits nor take its own doing for a stranger's.
   await memory.save();
   doing.signal.throwIfAborted();
-  await send(means, outlet, to, doing);
+  await sendFirst(means, outlet, to, doing);
   const sentAt = performance.now();
   for (let isRepeated = false; ; await sleep(LOOK_MS, undefined, { signal: doing.signal })) {
-    const reading = await look(means, outlet, isUrgent(doing));
+    const reading = await look(means, outlet, turnOf(doing));
     const elapsed = performance.now() - sentAt;
     if (reading?.supply === to) {
       outlet.explain(to, doing, now());
@@ -79,39 +88,57 @@ export async function apply(
     isRepeated = true;
     doing.step(`board says ${outlet.supply} after ${config.retry_seconds} s: sending ${to} once more`);
     await send(means, outlet, to, doing).catch((error) => {
-      // Refused only now, so the first one may still come true: it ends unconfirmed.
-      if (!(error instanceof Refusal)) throw error;
+      // It fails only now, so the first one may still come true: it ends unconfirmed.
+      if (!(error instanceof Refusal) && !(error instanceof HalError)) throw error;
       doing.step(`not sent: ${error.message}`);
     });
   }
 }
 
+/** Sends for the first time; a queue that is full or a bus that is silent may pass before the time to confirm is over. */
+async function sendFirst(means: Means, outlet: Outlet, to: "on" | "off", doing: Doing): Promise<void> {
+  const endsAt = performance.now() + means.config.confirm_seconds * 1000;
+  for (let tries = 1; ; tries++) {
+    try {
+      return await send(means, outlet, to, doing);
+    } catch (error) {
+      if (!mayPass(error) || performance.now() >= endsAt) throw error;
+      if (tries === 1) doing.step(`not sent yet: ${error.message}`);
+    }
+    await sleep(LOOK_MS, undefined, { signal: doing.signal });
+  }
+}
+
+function mayPass(error: unknown): error is Refusal | HalError {
+  return error instanceof Refusal
+    ? error.code === "busy"
+    : error instanceof HalError && error.code !== "refused";
+}
+
 async function send({ pace }: Means, outlet: Outlet, to: "on" | "off", doing: Doing): Promise<void> {
-  const { bus, id, board } = outlet;
+  const { bus, id } = outlet;
   const command = async () => {
     try {
-      const options = { urgent: isUrgent(doing) };
-      await bus.do(id, `switch ${to}`, (controller) => controller.switch(id, to), options);
+      await bus.do(id, `switch ${to}`, (controller) => controller.switch(id, to), turnOf(doing));
     } catch (error) {
       // A lost answer says nothing about the supply: the read-back does. A "no" of the board is final.
-      if (!(error instanceof HalError) || error.code === "refused") throw error;
+      if (!(error instanceof HalError) || error.code === "refused" || error.code === "busy") throw error;
     }
   };
   if (to === "off") return command();
-  const readInput = () => bus.do(`board ${board}`, "read", (controller) => controller.readBoard(board));
-  await pace.next(readInput, command, doing.signal);
+  await pace.next(() => readInput(outlet, doing), command, doing.signal);
 }
 
-/** Reads an outlet where a failure means "look again": undefined when the board could not be read. */
+/** Reads an outlet where a failure means "look again": undefined when the board could not be read, or the agent stops. */
 export async function look(
   { now, changed }: Pick<Means, "now" | "changed">,
   outlet: Outlet,
-  urgent = false,
+  turn: Turn = {},
 ): Promise<OutletReading | undefined> {
   try {
-    return await outlet.read(now, urgent);
+    return await outlet.read(now, turn);
   } catch (error) {
-    if (error instanceof HalError || error instanceof Refusal) return undefined;
+    if (error instanceof HalError || error instanceof Refusal || turn.signal?.aborted) return undefined;
     throw error;
   } finally {
     changed(outlet);
@@ -134,14 +161,14 @@ export async function askDown(
   await means.memory.save();
   doing.signal.throwIfAborted();
   doing.step("asking to shut down ...");
-  await outlet.bus.do(outlet.id, "signal", (controller) => controller.signal(outlet.id));
+  await outlet.bus.do(outlet.id, "signal", (controller) => controller.signal(outlet.id), turnOf(doing));
   outlet.isStopAnnounced = true;
   means.changed(outlet);
   const endsAt = performance.now() + doing.graceSeconds * 1000;
   let downSince: number | undefined;
   for (let left = endsAt - performance.now(); left > 0; left = endsAt - performance.now()) {
     await sleep(Math.min(LOOK_MS, left), undefined, { signal: doing.signal });
-    const reading = await look(means, outlet);
+    const reading = await look(means, outlet, turnOf(doing));
     if (reading?.supply === "off") {
       outlet.explain("off", doing, means.now());
       await means.memory.save();

@@ -2,18 +2,18 @@
 import * as v from "valibot";
 import { type BoardReading, HalError } from "../../hal/ports.ts";
 import { type Command, command, Refusal } from "../commands.ts";
+import type { OutletState } from "../messages.ts";
 import { perform } from "./actions.ts";
-import { SCAN_LIMIT_MS } from "./bus.ts";
+import type { Bus } from "./bus.ts";
 import { present } from "./fields.ts";
 import { identifyCommand } from "./identify.ts";
 import { lockCommands } from "./locks.ts";
-import { FRESH_MS, type Outlet } from "./outlet.ts";
+import { FRESH_MS, type Outlet, round } from "./outlet.ts";
 import { setPolicy } from "./policy.ts";
-import { summarise } from "./result.ts";
+import { summarise, untilStopped } from "./result.ts";
 import { refuseAll, SWITCH_VERBS, type SwitchVerb } from "./rules.ts";
 import type { PowerOptions } from "./service.ts";
 import { type Stack, Words } from "./stack.ts";
-import { look } from "./switch.ts";
 
 const Flag = v.optional(v.boolean(), false);
 const Seconds = v.pipe(v.number(), v.minValue(0), v.maxValue(600));
@@ -80,37 +80,60 @@ function status(stack: Stack): Command {
     role: "read",
     broadcast: true,
     args: v.strictObject({ outlets: v.optional(Words) }),
-    run: async ({ args }) => {
-      const outlets = args.outlets ? stack.resolve(args.outlets) : [...stack.outlets.values()];
-      await Promise.all(outlets.map((outlet) => refresh(stack, outlet)));
-      const boards = new Map(outlets.map((outlet) => [outlet.board, outlet]));
-      const result = {
-        boards: await Promise.all([...boards.values()].map(readBoard)),
-        outlets: outlets.map((outlet) => stack.state(outlet)),
-      };
-      const dark = outlets.filter(({ reading }) => reading === undefined);
-      if (dark.length === 0) return { state: "done", result };
-      return {
-        state: "failed",
-        code: "bus",
-        message: `outlet ${dark.map(({ id }) => id).join(", ")}: ${dark[0]?.error ?? "not read"}`,
-        result,
-      };
-    },
+    run: ({ args, signal }) =>
+      untilStopped(signal, async () => {
+        const outlets = args.outlets ? stack.resolve(args.outlets) : [...stack.outlets.values()];
+        const unread = await Promise.all(outlets.map((outlet) => refresh(stack, outlet, signal)));
+        const boards = new Map(outlets.map((outlet) => [outlet.board, outlet]));
+        const result = {
+          boards: await Promise.all([...boards.values()].map((outlet) => readBoard(outlet, signal))),
+          outlets: outlets.map((outlet, i) => asRead(stack.state(outlet), unread[i])),
+        };
+        const why = unread.find((problem) => problem !== undefined);
+        if (!why) return { state: "done", result };
+        const dark = outlets.filter((_, i) => unread[i]).map(({ id }) => id);
+        return {
+          state: "failed",
+          code: why.code,
+          message: `outlet ${dark.join(", ")}: ${why.message}`,
+          result,
+        };
+      }),
   });
 }
 
+/** Why an outlet could not be looked at. */
+type Unread = { code: "bus" | "busy"; message: string } | undefined;
+
 /** A reading of the last two seconds is as good as a new one (rule P2) and spares the bus. */
-async function refresh({ means }: Stack, outlet: Outlet): Promise<void> {
-  const age = outlet.reading && outlet.readAt !== undefined ? means.now() - outlet.readAt : Number.NaN;
-  if (age >= 0 && age <= FRESH_MS) return;
-  await look(means, outlet);
+async function refresh({ means }: Stack, outlet: Outlet, signal: AbortSignal): Promise<Unread> {
+  const isFresh = () =>
+    outlet.reading !== undefined && means.now() - (outlet.readAt ?? Number.NEGATIVE_INFINITY) <= FRESH_MS;
+  if (isFresh()) return undefined;
+  try {
+    await outlet.read(means.now, { signal });
+    return undefined;
+  } catch (error) {
+    if (error instanceof HalError) return { code: "bus", message: error.message };
+    if (!(error instanceof Refusal)) throw error;
+    return isFresh() ? undefined : { code: "busy", message: error.message };
+  } finally {
+    means.changed(outlet);
+  }
 }
 
-async function readBoard({ bus, board }: Outlet) {
+/** What was read too long ago to be true is not shown as if it were. */
+function asRead(state: OutletState, unread: Unread): OutletState {
+  if (!unread) return state;
+  const { volts, amperes, watts, heartbeat, ...known } = state;
+  return { ...known, supply: "unknown", host: "unknown", source: "stale", error: unread.message };
+}
+
+async function readBoard({ bus, board }: Outlet, signal: AbortSignal) {
   try {
-    const reading = await bus.do(`board ${board}`, "read", (controller) => controller.readBoard(board));
-    return boardLine(reading);
+    return boardLine(
+      await bus.do(`board ${board}`, "read", (controller) => controller.readBoard(board), { signal }),
+    );
   } catch (error) {
     if (error instanceof HalError || error instanceof Refusal) return { board, error: error.message };
     throw error;
@@ -123,15 +146,17 @@ function boardLine(reading: BoardReading) {
     board,
     hardware,
     firmware,
-    input_volts: inputVolts,
-    input_amperes: inputAmperes,
-    input_watts: inputWatts,
-    rail_volts: railVolts,
+    input_volts: round(inputVolts, 3),
+    input_amperes: round(inputAmperes, 3),
+    input_watts: round(inputWatts, 2),
+    rail_volts: round(railVolts, 3),
     boot_count: bootCount,
   });
 }
 
 function switching(stack: Stack, { config }: PowerOptions, verb: SwitchVerb): Command {
+  // Where a Pi is asked to shut down that is what a timeout limits, else the wait for its sign of life.
+  const isDownAsked = verb !== "on" && verb !== "reset";
   return command({
     verb: `power.${verb}`,
     summary: SUMMARIES[verb],
@@ -152,7 +177,8 @@ function switching(stack: Stack, { config }: PowerOptions, verb: SwitchVerb): Co
         force: args.force,
         self: args.self,
         offTimeSeconds: args.off_time_seconds ?? config.off_time_seconds,
-        graceSeconds: args.timeout_seconds ?? config.grace_seconds,
+        graceSeconds: (isDownAsked ? args.timeout_seconds : undefined) ?? config.grace_seconds,
+        bootSeconds: isDownAsked ? undefined : args.timeout_seconds,
         wait: args.wait,
         dryRun: args.dry_run,
         signal,
@@ -177,28 +203,33 @@ function scan(stack: Stack): Command {
     verb: "power.scan",
     summary: "Lists the boards that answer on each bus, configured or not",
     tier: 1,
-    role: "read",
+    role: "power",
     args: v.strictObject({}),
-    run: async () => {
+    run: async ({ signal }) => {
       if (isScanning) throw new Refusal("busy", "a scan is under way; wait for it");
       isScanning = true;
       try {
-        const found = await Promise.all(
-          stack.buses.map(async (bus) => {
-            const configured = new Set(bus.controller.outlets.map((id) => Number(id.split(".")[0])));
-            const options = { limitMs: SCAN_LIMIT_MS };
-            const boards = await bus.do("bus", "scan", (controller) => controller.scan(), options);
-            return boards.map((reading) => ({
-              bus: bus.name,
-              ...boardLine(reading),
-              configured: configured.has(reading.board),
-            }));
-          }),
-        );
-        return { state: "done", result: { boards: found.flat() } };
+        return await untilStopped(signal, async () => {
+          const found = await Promise.all(stack.buses.map((bus) => scanBus(bus, signal)));
+          return { state: "done", result: { boards: found.flat() } };
+        });
       } finally {
         isScanning = false;
       }
     },
   });
+}
+
+/** Address by address, so that nobody who needs the bus waits for all of them. */
+async function scanBus(bus: Bus, signal: AbortSignal) {
+  const configured = new Set(bus.controller.outlets.map((id) => Number(id.split(".")[0])));
+  const found: object[] = [];
+  for (const address of bus.controller.addresses) {
+    const reading = await bus.do(`address ${address}`, "scan", (controller) => controller.probe(address), {
+      signal,
+    });
+    if (reading)
+      found.push({ bus: bus.name, ...boardLine(reading), configured: configured.has(reading.board) });
+  }
+  return found;
 }

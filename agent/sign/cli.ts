@@ -1,14 +1,24 @@
-/** `fruit sign cmd`, `fruit verify` and `fruit audit`: signatures and records, without the agent, on anybody's machine. */
+/** `fruit sign cmd` and `fruit verify`: signatures, without the agent, on anybody's machine. */
 import { randomUUID } from "node:crypto";
 import { readFile, stat } from "node:fs/promises";
 import { parseArgs } from "node:util";
-import { AUDIT_FILES, type AuditHead, type AuditLine, tailAudit } from "../audit.ts";
-import { verifyAudit } from "../chain.ts";
 import { Refusal } from "../commands.ts";
-import { CONFIG_PATH, readConfig } from "../config.ts";
 import type { CommandPayload } from "../messages.ts";
-import { CliError, type CliVerb, EXIT, type Io, lasting, seconds, table, UsageError } from "../terminal.ts";
 import {
+  CliError,
+  type CliVerb,
+  duration,
+  EXIT,
+  type Io,
+  lasting,
+  printable,
+  seconds,
+  table,
+  UsageError,
+} from "../terminal.ts";
+import { KNOWN_VERBS } from "../words.ts";
+import {
+  COMMAND_MAX_SECONDS,
   COMMAND_NAMESPACE,
   ENVELOPE_MAX_BYTES,
   openEnvelope,
@@ -22,7 +32,6 @@ import { SignatureError, SSHSIG_MAX_BYTES, verifySshsig } from "./sshsig.ts";
 
 /** A signed file is hashed in memory, bytes. */
 const FILE_MAX_BYTES = 268_435_456;
-const AUDIT_DIR = "/data/fruit/audit";
 
 /** Verbs about signatures. */
 export const SIGN_VERBS: readonly CliVerb[] = [
@@ -30,34 +39,16 @@ export const SIGN_VERBS: readonly CliVerb[] = [
     words: "sign cmd",
     synopsis:
       "VERB [ARGS-JSON] --site S --node N --key FILE [--for 2m] [--reason TEXT] [--challenge C] [--id ID]",
-    summary: "Makes a signed command for fruit/v1/<site>/<node>/cmd/<verb> and prints it",
+    summary: "makes a signed command for fruit/v1/<site>/<node>/cmd/<verb> and prints it",
     needsAgent: false,
     run: signCommand,
   },
   {
     words: "verify",
     synopsis: "--signers FILE [ENVELOPE|-] | --signers FILE --signature FILE.sig [--namespace NS] FILE",
-    summary: "Tells who signed a command, or a file (ssh-keygen -Y sign), and what they may do",
+    summary: "tells who signed a command, or a file (ssh-keygen -Y sign), and what they may do",
     needsAgent: false,
     run: verify,
-  },
-];
-
-/** Verbs about the audit log. */
-export const AUDIT_VERBS: readonly CliVerb[] = [
-  {
-    words: "audit tail",
-    synopsis: "[-n 20] [--dir DIR]",
-    summary: "Shows the last lines of the audit log",
-    needsAgent: false,
-    run: auditTail,
-  },
-  {
-    words: "audit verify",
-    synopsis: "[--dir DIR] [--head SEQ:SHA256]",
-    summary: "Checks the audit log; names lines that were changed, removed, moved or inserted",
-    needsAgent: false,
-    run: auditVerify,
   },
 ];
 
@@ -95,6 +86,7 @@ async function signCommand({ args, io }: Context) {
     ...(values.reason === undefined ? {} : { reason: values.reason }),
     ...(values.challenge === undefined ? {} : { challenge: values.challenge }),
   };
+  for (const doubt of doubts(payload)) io.err(`fruit: sign cmd: ${doubt}\n`);
   const key = await openKey(keyFile, { env: io.env, signal: io.signal });
   try {
     io.out(`${await sealCommand(payload, key)}\n`);
@@ -103,6 +95,18 @@ async function signCommand({ args, io }: Context) {
     throw cause;
   }
   return EXIT.done;
+}
+
+/** Why a node of this release would refuse it; another may not, so it is signed all the same. */
+function doubts({ verb, iat, exp }: CommandPayload): string[] {
+  return [
+    ...(KNOWN_VERBS.includes(verb)
+      ? []
+      : [`no verb "${verb}" in this release; there are ${KNOWN_VERBS.join(", ")}`]),
+    ...(exp - iat > COMMAND_MAX_SECONDS
+      ? [`--for ${duration(exp - iat)}: nodes refuse what lives longer than ${duration(COMMAND_MAX_SECONDS)}`]
+      : []),
+  ];
 }
 
 async function verify({ args, io, json }: Context) {
@@ -129,6 +133,7 @@ async function verify({ args, io, json }: Context) {
         ? openEnvelope(await read(io, file, ENVELOPE_MAX_BYTES), {
             signers: { find },
             failures: new FailureLimit(),
+            verifications: new FailureLimit(),
           })
         : await openSigned(io, file, values.signature, values.namespace ?? COMMAND_NAMESPACE, find);
     if (!opened.signer) throw new SignatureError("it is not signed");
@@ -190,82 +195,6 @@ function say(io: Io, json: boolean, signer: Signer, payload: CommandPayload | un
   io.out(table(rows.map((row) => row.map(printable))));
 }
 
-async function auditTail({ args, io, json }: Context) {
-  const { values } = parseArgs({
-    args,
-    options: { n: { type: "string", short: "n", default: "20" }, dir: { type: "string" } },
-  });
-  if (!/^[1-9]\d{0,5}$/.test(values.n)) throw new UsageError(`-n: "${values.n}" is not a number of lines`);
-  const dir = values.dir ?? defaultDir(io);
-  const lines = await tailAudit(dir, Number(values.n)).catch(noLog(dir));
-  if (json) io.out(`${JSON.stringify({ schema: "fruit.audit-tail/1", lines })}\n`);
-  else
-    io.out(
-      table(
-        [["SEQ", "TIME", "WHO", "VERB", "ARGS", "DECISION", "REASON"], ...lines.map(row)].map((cells) =>
-          cells.map(printable),
-        ),
-      ),
-    );
-  return EXIT.done;
-}
-
-function row(line: AuditLine): string[] {
-  const decision = [line.decision, line.code, line.outcome].filter((word) => word !== undefined).join(" ");
-  return [
-    String(line.seq),
-    line.clock === "synced" ? line.ts : `${line.ts}?`,
-    line.who,
-    line.verb,
-    line.args === undefined ? "-" : JSON.stringify(line.args),
-    line.duration_s === undefined ? decision : `${decision} (${line.duration_s.toFixed(1)} s)`,
-    line.reason ?? "-",
-  ];
-}
-
-async function auditVerify({ args, io, json }: Context) {
-  const { values } = parseArgs({ args, options: { dir: { type: "string" }, head: { type: "string" } } });
-  const dir = values.dir ?? defaultDir(io);
-  const published = values.head === undefined ? {} : { head: parseHead(values.head) };
-  const verdict = await verifyAudit(dir, { files: AUDIT_FILES, ...published }).catch(noLog(dir));
-  const { lines, first, head, problems } = verdict;
-  if (json) io.out(`${JSON.stringify({ schema: "fruit.audit-verify/1", dir, ...verdict })}\n`);
-  else if (problems.length > 0)
-    for (const { file, line, why } of problems) io.out(`${file} line ${line}: ${why}\n`);
-  else if (head)
-    io.out(
-      `${dir}: ${lines} lines, seq ${first} to ${head.seq}, the chain holds\nhead ${head.seq}:${head.sha256}\n`,
-    );
-  else io.out(`${dir}: empty\n`);
-  return problems.length > 0 ? EXIT.failed : EXIT.done;
-}
-
-function parseHead(text: string): AuditHead {
-  const match = /^([1-9]\d{0,14}):([0-9a-f]{64})$/.exec(text);
-  if (!match?.[1] || !match[2])
-    throw new UsageError(`--head: "${text}" is not SEQ:SHA256, as state/audit/main had it`);
-  return { seq: Number(match[1]), sha256: match[2] };
-}
-
-/** Where this machine's agent writes, if its configuration can be read. */
-function defaultDir(io: Io): string {
-  try {
-    return `${readConfig(io.env.FRUIT_CONFIG ?? CONFIG_PATH).data_dir}/audit`;
-  } catch {
-    return AUDIT_DIR;
-  }
-}
-
-const noLog = (dir: string) => (cause: NodeJS.ErrnoException) => {
-  throw new CliError(
-    EXIT.failed,
-    cause.code === "ENOENT"
-      ? `${dir}: there is no audit log; another place: --dir DIR`
-      : `the audit log cannot be read: ${cause.message}`,
-    { cause },
-  );
-};
-
 async function read(io: Io, path: string, most: number): Promise<Buffer> {
   try {
     if (path !== "-") {
@@ -300,6 +229,3 @@ const instant = (unixSeconds: number) => {
   const date = new Date(unixSeconds * 1000);
   return Number.isNaN(date.getTime()) ? String(unixSeconds) : `${date.toISOString().slice(0, 19)}Z`;
 };
-
-/** Foreign text on a terminal: no escape sequences, one line. */
-const printable = (text: string) => text.replace(/\p{Cc}/gu, "?");

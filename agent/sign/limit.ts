@@ -1,14 +1,14 @@
 import { performance } from "node:perf_hooks";
 
 /**
- * How much failing is looked at: ten at once, then one a minute, for each name.
- * Names are the caller's and few (the keys of a file); a name that has been quiet for ten minutes has its ten again.
+ * How often something is looked at: so many at once, then one each so many seconds, for each name; ten and sixty
+ * unless said otherwise. Names are the caller's and few (the keys of a file, the doors).
  */
 export class FailureLimit {
   readonly #burst: number;
   readonly #seconds: number;
   readonly #now: () => number;
-  /** Tokens left and when that was true, for names that have failed. */
+  /** Tokens left and when that was true, for names that have taken some. */
   readonly #buckets = new Map<string, { tokens: number; at: number }>();
 
   /** `nowSeconds` must not jump: a clock that is set forward would forgive, one set back would punish. */
@@ -22,7 +22,7 @@ export class FailureLimit {
     this.#now = nowSeconds;
   }
 
-  /** Whether one more may be tried; takes nothing. */
+  /** Whether one more is looked at; takes nothing. */
   isOpen(name = ""): boolean {
     return this.#tokens(name) >= 1;
   }

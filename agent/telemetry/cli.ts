@@ -26,14 +26,14 @@ export const TELEMETRY_VERBS: readonly CliVerb[] = [
         options: {
           prom: { type: "boolean" },
           influx: { type: "boolean" },
-          hal: { type: "string", default: "linux" },
+          hal: { type: "string" },
           config: { type: "string" },
         },
       });
       if ([json, flags.prom, flags.influx].filter(Boolean).length > 1)
         throw new UsageError("--json, --prom and --influx: one of them");
       const config = configOf(flags.config ?? io.env.FRUIT_CONFIG);
-      const hal = await openHardware(flags.hal, config);
+      const hal = await openHardware(flags.hal, io.env, config);
       const { machine } = hal;
       try {
         const samples = await sampleAll(machine, config?.telemetry, io.signal);

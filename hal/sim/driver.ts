@@ -91,9 +91,12 @@ class SimController implements PowerController {
     this.#stack.store(board);
   }
 
-  async scan(): Promise<BoardReading[]> {
-    const found = this.#stack.boards.filter((board) => !this.#isSilent(board));
-    return Promise.all(found.map((board) => this.readBoard(board)));
+  get addresses(): readonly number[] {
+    return this.#stack.boards;
+  }
+
+  async probe(board: number): Promise<BoardReading | undefined> {
+    return this.#isSilent(board) ? undefined : this.readBoard(board);
   }
 
   async close(): Promise<void> {}

@@ -49,7 +49,7 @@ export async function serveBus(
   });
 }
 
-/** Opens the bus served on `path` as a serial line. Throws `HalError` absent when nobody serves it. */
+/** Opens the bus served on `path` as a serial line. Throws `HalError` io when nobody serves it: it may be served later. */
 export async function openBus(path: string): Promise<SerialLink> {
   const socket = await new Promise<Socket>((resolve, reject) => {
     const opening = connect(path);

@@ -1,5 +1,6 @@
 /** What an agent costs that has nothing to do, beside what people run instead, in the same window. */
-import { join } from "node:path";
+import { mkdirSync } from "node:fs";
+import { basename, join } from "node:path";
 import { freePort, Mosquitto, Tap } from "../broker.ts";
 import { FRUIT, scratch, startAgent, until } from "../node.ts";
 import { type Usage, usage, windowSeconds } from "./process.ts";
@@ -8,6 +9,9 @@ import { digits, ratio, type Table, verdict } from "./table.ts";
 /** For the first telemetry, the compilers and the collectors of all of them to come to rest. */
 const SETTLE_MS = 10_000;
 const MINUTE_MS = 60_000;
+
+/** What a node with little memory sets for its agent: interpreted only, and a garbage collection at rest every 10 s instead of every second. */
+const LEAN = { BUN_JSC_useJIT: "0", BUN_GC_TIMER_INTERVAL: "10000" };
 
 interface Contestant {
   name: string;
@@ -23,7 +27,8 @@ export async function rest(): Promise<Table> {
   await using cleanup = new AsyncDisposableStack();
   const broker = cleanup.use(await Mosquitto.start(["allow_anonymous true"]));
   const contestants = [
-    await ours(cleanup, folder.path, broker.port),
+    await ours(cleanup, "fruit agent", join(folder.path, "fruit"), broker.port, {}),
+    await ours(cleanup, "fruit agent, no JIT, lazy GC", join(folder.path, "lean"), broker.port, LEAN),
     await exporter(cleanup),
     shellLoop(cleanup, folder.file("loop.sh", SHELL_LOOP), broker.port),
     await bareMqtt(cleanup, folder.path, broker.port),
@@ -51,6 +56,9 @@ export async function rest(): Promise<Table> {
     ],
     rows: found.map((one) => row(one, fruit, seconds)),
     notes: [
+      `no JIT, lazy GC: ${Object.entries(LEAN)
+        .map((pair) => pair.join("="))
+        .join(" ")} in the environment; ratios are those of the agent as it is`,
       `the agent is ${FRUIT.name}, MQTT to Mosquitto, a simulated Pi Stack board on RS-485 polled every 10 s`,
       "the loop's children (cut, awk, df, mosquitto_pub) are in its CPU, counted in steps of 10 ms, and not in its RSS",
       verdict("RSS", fruit.rssKib / 1024, 60, "MiB"),
@@ -60,8 +68,8 @@ export async function rest(): Promise<Table> {
   };
 }
 
-function row(one: Contestant & Usage, fruit: Usage, seconds: number): string[] {
-  const isOurs = one.rssKib === fruit.rssKib;
+function row(one: Contestant & Usage, fruit: Contestant & Usage, seconds: number): string[] {
+  const isOurs = one.name === fruit.name;
   return [
     one.name,
     digits(one.rssKib / 1024, 1),
@@ -74,22 +82,30 @@ function row(one: Contestant & Usage, fruit: Usage, seconds: number): string[] {
   ];
 }
 
-async function ours(cleanup: AsyncDisposableStack, folder: string, port: number): Promise<Contestant> {
-  const tap = cleanup.use(await Tap.at(port, { filter: "fruit/#" }));
-  const agent = cleanup.use(
-    await startAgent(folder, {
-      mqtt: { url: `mqtt://127.0.0.1:${port}` },
-      power: { buses: [{ driver: "pistack-rs485", device: "sim", boards: [0] }] },
-    }),
-  );
+async function ours(
+  cleanup: AsyncDisposableStack,
+  name: string,
+  folder: string,
+  port: number,
+  env: Record<string, string>,
+): Promise<Contestant> {
+  mkdirSync(folder);
+  const node = basename(folder);
+  const tap = cleanup.use(await Tap.at(port, { filter: `fruit/v1/lab/${node}/#` }));
+  const settings = {
+    node,
+    mqtt: { url: `mqtt://127.0.0.1:${port}` },
+    power: { buses: [{ driver: "pistack-rs485", device: "sim", boards: [0] }] },
+  };
+  const agent = cleanup.use(await startAgent(folder, settings, { env }));
   await until("status online", () => tap.heard.some(({ text }) => text === "online"));
   const numbers = () => {
     const latest = new Map(
-      tap.heard.filter(({ topic }) => topic.includes("/tele/")).map((said) => [said.topic, said]),
+      tap.heard.filter(({ topic }) => topic.includes("/tele/")).map(({ topic, text }) => [topic, text]),
     );
-    return [...latest.values()].reduce((sum, { text }) => sum + Object.keys(JSON.parse(text)).length - 1, 0);
+    return [...latest.values()].reduce((sum, text) => sum + Object.keys(JSON.parse(text)).length - 1, 0);
   };
-  return { name: "fruit agent", pid: agent.pid, numbers };
+  return { name, pid: agent.pid, numbers };
 }
 
 async function exporter(cleanup: AsyncDisposableStack): Promise<Contestant | undefined> {

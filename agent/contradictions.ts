@@ -1,0 +1,115 @@
+/** What a `node.json` says that no schema refuses and nobody can mean. */
+import type { Config } from "./config.ts";
+
+/** Says what is well-formed and still cannot be meant, in the sections that are there. */
+export function contradictions({ mqtt, power, commands }: Partial<Config>): string[] {
+  return [
+    ...(mqtt ? mqttContradictions(mqtt) : []),
+    ...(power ? powerContradictions(power) : []),
+    ...(power && commands
+      ? commands.unsigned_outlets.flatMap((id, index) =>
+          noOutlet(power, id, `commands.unsigned_outlets.${index}`),
+        )
+      : []),
+  ];
+}
+
+function powerContradictions(power: Config["power"]): string[] {
+  const { buses, outlets, retry_seconds, confirm_seconds } = power;
+  return [
+    ...busContradictions(buses),
+    ...Object.keys(outlets).flatMap((id) => noOutlet(power, id, `power.outlets.${id}`)),
+    ...twice(power, "name"),
+    ...twice(power, "node"),
+    ...Object.entries(outlets)
+      .filter(([, { name }]) => name === "all")
+      .map(([id]) => `power.outlets.${id}.name: all means every outlet`),
+    ...(retry_seconds > confirm_seconds
+      ? [`power.retry_seconds: ${retry_seconds} is longer than power.confirm_seconds ${confirm_seconds}`]
+      : []),
+  ];
+}
+
+/** Says that nothing switches an outlet, where nothing does. */
+function noOutlet({ buses }: Config["power"], id: string, path: string): string[] {
+  const [board = 0, pi = 0] = id.split(".").map(Number);
+  const bus = buses.find(({ boards }) => boards.includes(board));
+  if (!bus) return [`${path}: no bus has board ${board}`];
+  const pis = PIS[bus.driver] ?? bus.pis;
+  return pis === undefined || pi < pis
+    ? []
+    : [`${path}: board ${board} has ${pis} Pis, ${board}.0 to ${board}.${pis - 1}`];
+}
+
+function mqttContradictions(mqtt: NonNullable<Config["mqtt"]>): string[] {
+  const isTls = mqtt.url.startsWith("mqtts:");
+  return [
+    ...(!isTls && (mqtt.ca || mqtt.cert || mqtt.key)
+      ? [`mqtt.url: ${mqtt.url} is not encrypted, but ca, cert or key is given (mqtts:// is meant?)`]
+      : []),
+    ...(isTls && !mqtt.ca ? ["mqtt.ca: missing; mqtts needs the site's CA to pin"] : []),
+    ...(Boolean(mqtt.cert) === Boolean(mqtt.key) ? [] : ["mqtt.cert, mqtt.key: one without the other"]),
+    ...(mqtt.password_file && !mqtt.username ? ["mqtt.password_file: without mqtt.username"] : []),
+  ];
+}
+
+function busContradictions(buses: Config["power"]["buses"]): string[] {
+  const owner = new Map<number, number>();
+  const opener = new Map<string, number>();
+  return buses.flatMap((bus, index) => {
+    const first = bus.driver === "sim" ? undefined : opener.get(bus.device);
+    if (bus.driver !== "sim") opener.set(bus.device, first ?? index);
+    // Two that talk on one line at once understand nobody.
+    const shared = first === undefined ? [] : [`device: ${bus.device} is bus ${first} already`];
+    const taken = bus.boards.flatMap((board) => {
+      const other = owner.get(board);
+      owner.set(board, index);
+      return other === undefined ? [] : [`boards: board ${board} is already on bus ${other}`];
+    });
+    return [...shared, ...taken, ...DRIVER_LIMITS[bus.driver](bus)].map(
+      (problem) => `power.buses.${index}.${problem}`,
+    );
+  });
+}
+
+type Bus = Config["power"]["buses"][number];
+
+/** Pis on a board, where every board of the driver has as many. */
+const PIS: { [D in Bus["driver"]]?: number } = {
+  sim: 2,
+  "pistack-rs485": 2,
+  "pistack-i2c": 2,
+  clusterhat: 4,
+};
+
+const twoPis = (bus: Bus) => (bus.pis === undefined ? [] : [`pis: boards of ${bus.driver} have two`]);
+const alone = (bus: Bus) =>
+  bus.boards.length > 1 ? [`boards: a ${bus.driver} board is alone on its bus, always at address 0x20`] : [];
+
+/** What each driver's boards cannot be. */
+const DRIVER_LIMITS: Record<Bus["driver"], (bus: Bus) => string[]> = {
+  sim: twoPis,
+  "pistack-rs485": twoPis,
+  "pistack-i2c": (bus) => [
+    ...twoPis(bus),
+    // The boards' DIP switches have four bits
+    ...bus.boards
+      .filter((board) => board > 15)
+      .map((board) => `boards: ${board} is more than DIP switches can say (15)`),
+  ],
+  clusterctrl: alone,
+  clusterhat: (bus) => [...alone(bus), ...(bus.pis === undefined ? [] : ["pis: a Cluster HAT has four"])],
+};
+
+/** Two outlets cannot share a name, nor feed the same node. */
+function twice({ outlets }: Config["power"], key: "name" | "node"): string[] {
+  const first = new Map<string, string>();
+  return Object.entries(outlets).flatMap(([id, outlet]) => {
+    const value = outlet[key];
+    if (value === undefined) return [];
+    const other = first.get(value);
+    if (other) return [`power.outlets.${id}.${key}: ${value} is already outlet ${other}`];
+    first.set(value, id);
+    return [];
+  });
+}
