@@ -86,17 +86,25 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
   });
 
   const working = new AbortController();
+  // At once for commands too: what they say of it must still find its way through the socket.
+  const stopping = AbortSignal.any([signal, working.signal]);
   const dispatcher = new Dispatcher({
     table: [...power.commands, ...nodeCommands({ machine, journal, boost: numbers.boost })],
     journal,
     audit,
     clock,
     log,
-    signal: working.signal,
+    signal: stopping,
   });
-  uplink.listen(dispatcher, power, working.signal);
+  uplink.listen(dispatcher, power, stopping);
   await reportInterrupted(journal, audit, publish, log);
-  const door = await openSocket(config.socket, dispatcher, log);
+  const close = async () => {
+    for (const open of [...controllers, journal, audit]) await open.close().catch(() => undefined);
+  };
+  const door = await openSocket(config.socket, dispatcher, log).catch(async (cause) => {
+    await close();
+    throw cause;
+  });
   log("info", "agent.started", {
     node,
     site: config.site,
@@ -120,7 +128,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
       watchClock(clock, uplink.introduce),
       publishAuditHead(audit, publish),
     ],
-    AbortSignal.any([signal, working.signal]),
+    stopping,
   );
   try {
     await Promise.race([parts, failureOf(link)]);
@@ -129,7 +137,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     await Promise.race([Promise.allSettled([parts, dispatcher.idle()]), sleep(STOP_MS)]);
     connected.abort();
     await link.catch(() => undefined);
-    for (const open of [...controllers, journal, audit]) await open.close().catch(() => undefined);
+    await close();
     log("info", "agent.stopped", {});
   }
 }

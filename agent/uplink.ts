@@ -82,7 +82,10 @@ export function createUplink(options: UplinkOptions): Uplink {
     });
   }
   const idle: Part = (signal) =>
-    new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+    new Promise((resolve) => {
+      if (signal.aborted) resolve();
+      signal.addEventListener("abort", () => resolve(), { once: true });
+    });
 
   return {
     publish,
