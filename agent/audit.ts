@@ -7,7 +7,7 @@
  * - A line is whole or absent. What a power cut left of one is kept in `audit.torn`, and the log says so.
  * - What cannot be recorded is not done: a failed append is a refusal.
  *
- * The chain shows accidents and clumsy hands. Somebody who writes all of it anew is shown by the head that the node
+ * The chain shows accidents and clumsy hands, and `audit.head` those at its newest line. Somebody who writes all of it anew is shown by the head that the node
  * publishes and others remember (`fruit audit verify --head`).
  */
 import { createHash } from "node:crypto";
@@ -15,6 +15,7 @@ import { appendFile, mkdir, readdir, rename, stat, truncate, writeFile } from "n
 import { join } from "node:path";
 import * as v from "valibot";
 import { Refusal } from "./commands.ts";
+import { readHead, writeHead } from "./head.ts";
 import { LineFile, type OpenFile, readLines, reasonOf, syncDirectory } from "./lines.ts";
 
 /** `prev` of the first line there ever was. */
@@ -95,6 +96,8 @@ export class Audit {
   #head: AuditHead | undefined;
   /** Put aside, and not yet said in the log. */
   #torn: Torn | undefined;
+  /** The note of the newest line and where the log ends instead: lines were lost, or changed; not yet said in the log. */
+  #lost: { noted: AuditHead; found: number } | undefined;
   #turn: Promise<void> = Promise.resolve();
   #waiting = 0;
 
@@ -153,6 +156,8 @@ export class Audit {
       file.size > 0 && file.size + Buffer.byteLength(line) + 1 > (this.#options.maxBytes ?? MAX_BYTES);
     await (isFull ? await this.#rotate(file) : file).append(line, durable);
     this.#head = { seq: (this.#head?.seq ?? 0) + 1, sha256: sha256(line) };
+    // Only a second look at what is written already: without room for it the line still stands.
+    await writeHead(this.#dir, this.#head, durable).catch(() => undefined);
   }
 
   #compose(entry: AuditEntry): string {
@@ -178,14 +183,15 @@ export class Audit {
   async #ready(): Promise<LineFile> {
     const file = this.#file ?? (await this.#open());
     this.#file = file;
-    if (!this.#torn) return file;
-    const args = this.#torn;
-    await this.#add(
-      file,
-      { src: "agent", who: "agent", verb: "audit.torn", args, decision: "allowed", outcome: "kept" },
-      true,
-    );
-    this.#torn = undefined;
+    const own = { src: "agent", who: "agent", decision: "allowed" } as const;
+    if (this.#torn) {
+      await this.#add(file, { ...own, verb: "audit.torn", args: this.#torn, outcome: "kept" }, true);
+      this.#torn = undefined;
+    }
+    if (this.#lost) {
+      await this.#add(this.#file, { ...own, verb: "audit.lost", args: this.#lost }, true);
+      this.#lost = undefined;
+    }
     return this.#file;
   }
 
@@ -193,6 +199,11 @@ export class Audit {
     const path = join(this.#dir, fileName(0));
     this.#torn = (await this.#putTornAside(path)) ?? this.#torn;
     this.#head = await lastOf(this.#dir);
+    const noted = await readHead(this.#dir);
+    const { seq = 0, sha256: newest = GENESIS } = this.#head ?? {};
+    // What a torn end took with it is said already.
+    if (noted && !this.#torn && (noted.seq > seq || (noted.seq === seq && noted.sha256 !== newest)))
+      this.#lost = { noted, found: seq };
     return LineFile.open(path, this.#options.openFile);
   }
 

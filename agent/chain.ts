@@ -10,6 +10,7 @@ import {
   parseAuditLine,
   sha256,
 } from "./audit.ts";
+import { readHead } from "./head.ts";
 import { readLines } from "./lines.ts";
 
 /** One thing that is wrong; `line` counts from 1 in its file. */
@@ -38,14 +39,23 @@ interface Place {
 
 /**
  * Reads the whole log of a directory and follows the chain back from its end.
- * With a head that the node published earlier, a log that was cut or written anew is found out too.
+ * The newest line is held against its note; with a head that the node published earlier, a log that was written anew is
+ * found out too.
  */
 export async function verifyAudit(
   dir: string,
   { files = AUDIT_FILES, head }: { files?: number; head?: AuditHead } = {},
 ): Promise<AuditVerdict> {
+  // The note before the log: the agent writes them the other way round.
+  const noted = await readHead(dir);
   const { places, torn, oldest } = await readLog(dir);
-  const problems = [...torn, ...follow(places, oldest >= files - 1), ...(head ? remember(places, head) : [])];
+  const isNoted = head?.seq === noted?.seq && head?.sha256 === noted?.sha256;
+  const heads = [noted, isNoted ? undefined : head].filter((one) => one !== undefined);
+  const problems = [
+    ...torn,
+    ...follow(places, oldest >= files - 1),
+    ...heads.flatMap((one) => remember(places, one)),
+  ];
   const rank = new Map(places.map(({ file, line }, index) => [`${file}:${line}`, index]));
   const rankOf = ({ file, line }: AuditProblem) => rank.get(`${file}:${line}`) ?? places.length;
   const first = places.find(({ entry }) => entry)?.entry?.seq;
@@ -207,15 +217,16 @@ function missingAbove(
   return { next: lower < 0 ? undefined : lower, problem };
 }
 
+/** Holds the log against a head that is known from elsewhere. */
 function remember(places: readonly Place[], head: AuditHead): AuditProblem[] {
-  const found = places.find(({ entry }) => entry?.seq === head.seq);
-  if (found?.sha256 === head.sha256) return [];
-  if (found) return [said(found, `changed: seq ${head.seq} was published with SHA-256 ${head.sha256}`)];
+  const found = places.filter(({ entry }) => entry?.seq === head.seq);
+  if (found.some(({ sha256 }) => sha256 === head.sha256)) return [];
+  if (found[0]) return [said(found[0], `changed: seq ${head.seq} is known with SHA-256 ${head.sha256}`)];
   const last = places.findLast(({ entry }) => entry);
   const end = last?.entry?.seq ?? 0;
   if (end >= head.seq) return []; // dropped with the oldest file
   const place = last ?? { file: "audit.jsonl", line: 0 };
-  return [said(place, `removed: the log ends with seq ${end}, but seq ${head.seq} was published`)];
+  return [said(place, `removed: the log ends with seq ${end}, but seq ${head.seq} is known`)];
 }
 
 const said = ({ file, line }: Pick<Place, "file" | "line">, why: string): AuditProblem => ({

@@ -86,7 +86,7 @@ test("the chain runs on over a restart and over files, of which the oldest goes"
   const dir = newDir();
   const size = { maxBytes: 2000, files: 4 };
   for (let n = 0; n < 8; n++) await (await written(dir, 5, size)).close();
-  const names = ["audit.1.jsonl", "audit.2.jsonl", "audit.3.jsonl", "audit.jsonl"];
+  const names = ["audit.1.jsonl", "audit.2.jsonl", "audit.3.jsonl", "audit.head", "audit.jsonl"];
   expect(readdirSync(dir).sort()).toEqual(names);
   for (const name of names) expect(statSync(join(dir, name)).size).toBeWithin(1, 2001);
   const verdict = await verifyAudit(dir);

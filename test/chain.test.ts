@@ -118,22 +118,48 @@ test("a file that is missing is named, unless it is the oldest that had to go", 
   ]);
 });
 
-test("a log that was cut or written anew is found out by the head that was published", async () => {
+test("the newest line, which no other line guards, is guarded by its note", async () => {
+  const dir = newDir();
+  await written(dir, 3);
+  const lines = linesOf(dir);
+  expect((await verifyAudit(dir)).problems).toEqual([]);
+  putLines(dir, lines.slice(0, 2));
+  expect((await verifyAudit(dir)).problems).toMatchObject([
+    { line: 2, why: "removed: the log ends with seq 2, but seq 3 is known" },
+  ]);
+  putLines(dir, [...lines.slice(0, 2), (lines[2] ?? "").replace("power", "tower")]);
+  expect((await verifyAudit(dir)).problems).toMatchObject([
+    { line: 3, why: expect.stringContaining("changed: seq 3") },
+  ]);
+});
+
+test("lines that are gone when the log is opened again are said in it", async () => {
+  const dir = newDir();
+  await written(dir, 3);
+  putLines(dir, linesOf(dir).slice(0, 1));
+  await written(dir, 1);
+  const { problems } = await verifyAudit(dir);
+  expect(problems).toEqual([]);
+  expect(linesOf(dir)[1]).toContain('"verb":"audit.lost","args":{"noted":{"seq":3,');
+});
+
+test("a log that was cut or written anew is found out by the head that is known", async () => {
   const dir = newDir();
   await written(dir, 5);
   const { head } = await verifyAudit(dir);
   const lines = linesOf(dir);
   expect((await verifyAudit(dir, { head: head! })).problems).toEqual([]);
+  rmSync(join(dir, "audit.head"));
   putLines(dir, lines.slice(0, 3));
   expect((await verifyAudit(dir)).problems).toEqual([]);
   expect((await verifyAudit(dir, { head: head! })).problems).toEqual([
-    { file: "audit.jsonl", line: 3, why: "removed: the log ends with seq 3, but seq 5 was published" },
+    { file: "audit.jsonl", line: 3, why: "removed: the log ends with seq 3, but seq 5 is known" },
   ]);
   const anew = newDir();
   await written(anew, 6, { boot: "another" });
   expect((await verifyAudit(anew)).problems).toEqual([]);
   expect((await verifyAudit(anew, { head: head! })).problems[0]).toMatchObject({
     line: 5,
-    why: expect.stringMatching(/^changed: seq 5 was published/),
+    why: expect.stringMatching(/^changed: seq 5 is known/),
   });
 });

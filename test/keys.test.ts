@@ -178,13 +178,15 @@ test.skipIf(noSsh)(`a file that is no usable key is refused with the way out ${N
   const open = makeKey("open");
   chmodSync(open, 0o644);
   const locked = makeKey("lockedtoo", "secret");
+  const notes = join(dir, "notes");
+  writeFileSync(notes, "alice@desk has the key\n");
   for (const [file, message] of [
     [rsa, "the key is of type ssh-rsa; only ssh-ed25519 is taken; make one with: ssh-keygen -t ed25519"],
     [`${rsa}.pub`, "the key is of type ssh-rsa"],
     [ecdsa, "the key is of type ecdsa-sha2-nistp256"],
     [pem, "a key of another kind"],
     [open, "others can read this private key (mode 644); chmod 600"],
-    [join(dir, "allowed"), "neither a private nor a public SSH key"],
+    [notes, "neither a private nor a public SSH key"],
     [join(dir, "nowhere"), "the key cannot be read: ENOENT"],
   ] as const) {
     const error = await failing(openKey(file));

@@ -192,7 +192,7 @@ test("the audit log is shown and checked without the agent, where its configurat
   expect((await fruit(["audit", "verify", "--head", `3:${head.sha256}`], "", env)).exit).toBe(EXIT.done);
   expect(await fruit(["audit", "verify", "--head", `9:${head.sha256}`], "", env)).toMatchObject({
     exit: EXIT.failed,
-    out: "audit.jsonl line 3: removed: the log ends with seq 3, but seq 9 was published\n",
+    out: "audit.jsonl line 3: removed: the log ends with seq 3, but seq 9 is known\n",
   });
   const file = join(data, "audit", "audit.jsonl");
   writeFileSync(file, (await Bun.file(file).text()).replace("hung", "hing"));

@@ -1,0 +1,30 @@
+/**
+ * The newest line of the audit log, noted beside it after every append: the chain guards each line by its successor, and
+ * the newest has none. The note may lag by one line after a power cut, and never runs ahead of what was written.
+ */
+import { constants } from "node:fs";
+import { open, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { AuditHead } from "./audit.ts";
+
+const NAME = "audit.head";
+/** Always as long, and written over itself: a torn note is one of the two, or none. */
+const LENGTH = 96;
+
+/** Notes the head. */
+export async function writeHead(dir: string, { seq, sha256 }: AuditHead, durable: boolean): Promise<void> {
+  const handle = await open(join(dir, NAME), constants.O_WRONLY | constants.O_CREAT, 0o600);
+  try {
+    await handle.write(`${seq}:${sha256}`.padEnd(LENGTH - 1).concat("\n"), 0);
+    if (durable) await handle.datasync();
+  } finally {
+    await handle.close();
+  }
+}
+
+/** The head as noted; undefined where there is no note, or a torn one. */
+export async function readHead(dir: string): Promise<AuditHead | undefined> {
+  const text = await readFile(join(dir, NAME), "utf8").catch(() => "");
+  const [, seq, sha256] = /^([1-9]\d{0,14}):([0-9a-f]{64}) *\n$/.exec(text) ?? [];
+  return seq && sha256 ? { seq: Number(seq), sha256 } : undefined;
+}
