@@ -143,3 +143,19 @@ test("an operation that hangs is named, nobody overtakes it on the wire, and the
   end("again");
   expect(await again).toBe("again");
 });
+
+test("what goes beside does not wait for the operation that holds the bus; more than two at once queue like readings", async () => {
+  const bus = new Bus("bus 0", new Rack(1));
+  const { begun, operation, end } = hands();
+  const poll = bus.do("a", "read", operation("poll"));
+  const lit = ["led1", "led2", "led3"].map((name) => bus.beside("a", "identify", operation(name)));
+  await settle();
+  expect(begun).toEqual(["poll", "led1", "led2"]);
+  for (const name of ["led1", "led2", "poll"]) {
+    end(name);
+    await settle();
+  }
+  expect(begun).toEqual(["poll", "led1", "led2", "led3"]);
+  end("led3");
+  expect(await Promise.all([poll, ...lit])).toEqual(["poll", "led1", "led2", "led3"]);
+});

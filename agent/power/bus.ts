@@ -5,6 +5,9 @@ import { Refusal } from "../commands.ts";
 /** Longest an operation may hold the bus: every driver gives up far earlier, so this names a driver that hangs. */
 const LIMIT_MS = 10_000;
 
+/** Operations between the exchanges of another: each may hold up an urgent one by an exchange. */
+const MOST_BESIDE = 2;
+
 /**
  * Who goes first. Emergencies; then switching with the readings it decides by and is confirmed by; then everybody who only looks,
  * in turns by line. Each has its own bound, so that no flood of readings keeps anybody from switching.
@@ -29,7 +32,7 @@ interface Job {
  * The queue in front of one bus of boards (rule P15).
  *
  * Invariants
- * - One operation at a time; one that hangs keeps the bus, since the wire is still its own.
+ * - One operation at a time, but for what goes `beside`; one that hangs keeps the bus, since the wire is still its own.
  * - Lanes go in order; within the readings lines (an outlet, a board) take turns, so that nobody waits behind all the polls of another.
  * - No more than `depth` operations wait in a lane; the next is refused.
  */
@@ -41,6 +44,7 @@ export class Bus {
   readonly #switching: Job[] = [];
   /** Readings by line, in the order of their turns. */
   readonly #lines = new Map<string, Job[]>();
+  #beside = 0;
   #isWorking = false;
   #overdue: string | undefined;
 
@@ -86,6 +90,24 @@ export class Bus {
       return await promise;
     } finally {
       signal?.removeEventListener("abort", stop);
+    }
+  }
+
+  /**
+   * Runs an operation between two exchanges of whatever holds the bus, which the driver keeps apart: for what no reading
+   * depends on (an LED), so that a person does not wait for a poll. More than a few at once queue like readings.
+   */
+  async beside<T>(
+    line: string,
+    what: string,
+    operation: (controller: PowerController) => Promise<T>,
+  ): Promise<T> {
+    if (this.#overdue !== undefined || this.#beside >= MOST_BESIDE) return this.do(line, what, operation);
+    this.#beside++;
+    try {
+      return await operation(this.controller);
+    } finally {
+      this.#beside--;
     }
   }
 

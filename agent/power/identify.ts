@@ -13,7 +13,7 @@ const IDENTIFY_SECONDS = 30;
 export function identifyCommand(stack: Stack): Command {
   const lights = new Lights<OutletId>();
   const show = async (outlet: Outlet, on: boolean) =>
-    outlet.bus.do(outlet.id, "identify", (controller) => controller.identify(outlet.id, on));
+    outlet.bus.beside(outlet.id, "identify", (controller) => controller.identify(outlet.id, on));
   const once = async (
     outlet: Outlet,
     { on, seconds }: { on?: boolean | undefined; seconds?: number | undefined },
