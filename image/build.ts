@@ -42,7 +42,8 @@ export async function build(target: Target): Promise<string> {
 async function provenance(): Promise<{ commit: string; time: number }> {
   const git = await $`git -C ${root} log -1 --format=%h,%ct`.nothrow().quiet();
   const [commit = "unknown", time = "0"] = git.exitCode === 0 ? git.text().trim().split(",") : [];
-  const dirty = git.exitCode === 0 && (await $`git -C ${root} status --porcelain`.nothrow().quiet()).text() !== "";
+  const dirty =
+    git.exitCode === 0 && (await $`git -C ${root} status --porcelain`.nothrow().quiet()).text() !== "";
   return { commit: dirty ? `${commit}+` : commit, time: Number(time) };
 }
 

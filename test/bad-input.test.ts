@@ -1,32 +1,12 @@
-/**
- * Everything that can be wrong with what comes in or with what the node stands on: each has a named code, leaves power
- * as it is, and the node goes on.
- */
-import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { spawnSync } from "node:child_process";
-import { appendFileSync, mkdirSync, rmSync } from "node:fs";
-import { connect, type Socket } from "node:net";
-import { join } from "node:path";
-import type { CommandResult } from "../agent/commands.ts";
+/** Everything that can be wrong with what comes in: each has a named code, leaves power as it is, and the node goes on. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { ROOT } from "../agent/messages.ts";
-import { aedes, HAS_MOSQUITTO, Mosquitto, NEEDS_MOSQUITTO, tcp } from "./broker.ts";
-import {
-  askSocket,
-  Boards,
-  NODE,
-  OPEN,
-  type Person,
-  payload,
-  place,
-  SITE,
-  sealed,
-  signers,
-} from "./doors.ts";
-import { type Agent, FRUIT, fruit, scratch, startAgent, until } from "./node.ts";
+import { HAS_MOSQUITTO, NEEDS_MOSQUITTO } from "./broker.ts";
+import { NODE, payload, SITE, sealed, signers } from "./doors.ts";
+import { scratch, until } from "./node.ts";
+import { sharedNode } from "./shared.ts";
 
 setDefaultTimeout(20_000);
-
-type Place = Awaited<ReturnType<typeof place>>;
 
 const folder = scratch();
 let people: Awaited<ReturnType<typeof signers>>;
@@ -39,25 +19,9 @@ beforeAll(async () => {
     stranger: undefined,
   });
 });
-afterAll(() => {
-  if (disk) spawnSync("umount", ["-l", disk]);
-  folder[Symbol.dispose]();
-});
+afterAll(() => folder[Symbol.dispose]());
 
-const commands = () => ({ allowed_signers: people.file, unsigned_outlets: ["1.1"] });
-
-/** The node still answers, and what it was told before is still known. */
-async function isWell(agent: Agent): Promise<void> {
-  const [answer] = (await askSocket(agent.socket, "lock.list")).slice(-1);
-  expect(answer).toMatchObject({ state: "done", result: { locks: [{ outlet: "1.0", reason: "mine" }] } });
-}
-
-async function takeLock(agent: Agent): Promise<void> {
-  const [answer] = (await askSocket(agent.socket, "lock.set", { outlet: "1.0" }, { reason: "mine" })).slice(
-    -1,
-  );
-  expect(answer?.state).toBe("done");
-}
+const settings = () => ({ commands: { allowed_signers: people.file, unsigned_outlets: ["1.1"] } });
 
 const OFF = { outlets: ["0.0"] };
 const now = () => Math.floor(Date.now() / 1000);
@@ -77,41 +41,6 @@ async function elsewhere(id: string): Promise<string> {
   if (!alice) throw new Error("no key");
   const message = Buffer.from(json(payload(id, "power.off", OFF)));
   return json({ p: message.toString("base64"), s: await alice.sign("file", message), k: alice.fingerprint });
-}
-
-/** One node for a group of tests, with a look after each whether all is as it was. */
-function sharedNode(
-  node: string,
-  settings: Record<string, unknown> = {},
-  before: (person: Person) => Promise<void> = async () => undefined,
-) {
-  let broker: Mosquitto;
-  let here: Place;
-  let agent: Agent;
-  let supplies: string;
-  beforeAll(async () => {
-    broker = await Mosquitto.start(OPEN);
-    here = await place(folder.path, node, broker.port, {
-      boards: [0, 1],
-      settings: { commands: commands(), ...settings },
-    });
-    await before(here.person);
-    agent = await here.start();
-    await here.person.status("online");
-    await takeLock(agent);
-    ({ supplies } = here.boards);
-  });
-  afterAll(async () => {
-    await agent[Symbol.asyncDispose]();
-    await here[Symbol.asyncDispose]();
-    await broker[Symbol.asyncDispose]();
-  });
-  afterEach(async () => {
-    expect(here.boards.switched).toEqual([]);
-    expect(here.boards.supplies).toBe(supplies);
-    await isWell(agent);
-  });
-  return { agent: () => agent, boards: () => here.boards, person: () => here.person };
 }
 
 interface Row {
@@ -272,7 +201,7 @@ const COMMANDS: Row[] = [
 ];
 
 describe.skipIf(!HAS_MOSQUITTO)(`on MQTT 5 ${NEEDS_MOSQUITTO}`, () => {
-  const { agent, boards, person } = sharedNode(NODE, {}, async (person) => {
+  const { agent, boards, person } = sharedNode(folder.path, NODE, settings, async (person) => {
     // Stored on the broker before the node was ever there.
     await person.say("cmd/power.off", await alice("stored", "power.off", OFF), { retain: true });
     await person.say("set/outlet/1.1", "OFF", { retain: true });
@@ -350,7 +279,7 @@ describe.skipIf(!HAS_MOSQUITTO)(`on MQTT 5 ${NEEDS_MOSQUITTO}`, () => {
 });
 
 describe.skipIf(!HAS_MOSQUITTO)(`what nobody waits for, on MQTT 5 ${NEEDS_MOSQUITTO}`, () => {
-  const { boards, person } = sharedNode("pi2");
+  const { boards, person } = sharedNode(folder.path, "pi2", settings);
 
   // Ten refusals are told at once, so there are no more than ten rows.
   test.each<{ what: string; path: string; text: string | Buffer; retain?: boolean; code: string }>([
@@ -379,7 +308,7 @@ describe.skipIf(!HAS_MOSQUITTO)(`what nobody waits for, on MQTT 5 ${NEEDS_MOSQUI
 });
 
 describe.skipIf(!HAS_MOSQUITTO)(`when signatures are bad, on MQTT 5 ${NEEDS_MOSQUITTO}`, () => {
-  const { person } = sharedNode("pi3");
+  const { person } = sharedNode(folder.path, "pi3", settings);
 
   test("eleven bad signatures in a row are rate-limited, and a good one is not", async () => {
     const codes: unknown[] = [];
@@ -394,7 +323,7 @@ describe.skipIf(!HAS_MOSQUITTO)(`when signatures are bad, on MQTT 5 ${NEEDS_MOSQ
 });
 
 describe.skipIf(!HAS_MOSQUITTO)(`when the clock is at 1970, on MQTT 5 ${NEEDS_MOSQUITTO}`, () => {
-  const { person } = sharedNode("pi4", { sim: { clock_synced: false } });
+  const { person } = sharedNode(folder.path, "pi4", () => ({ ...settings(), sim: { clock_synced: false } }));
   /** Made by somebody whose clock is as wrong as the node's. */
   const early = { node: "pi4", iat: 100, exp: 160 };
 
@@ -420,191 +349,3 @@ describe.skipIf(!HAS_MOSQUITTO)(`when the clock is at 1970, on MQTT 5 ${NEEDS_MO
     expect(await send("next", { challenge: challenge() })).toMatchObject({ state: "unchanged" });
   });
 });
-
-test.concurrent.skipIf(!HAS_MOSQUITTO)(
-  `a dead bus is an answer with code bus, an alarm and unknown, and over when it is over ${NEEDS_MOSQUITTO}`,
-  async () => {
-    await using broker = await Mosquitto.start(OPEN);
-    await using here = await place(folder.path, "dark", broker.port, {
-      settings: { commands: { allowed_signers: people.file } },
-    });
-    const { boards, person } = here;
-    await using agent = await here.start();
-    await until("on", () => person.heard("state/outlet/0.1").at(-1)?.supply === "on");
-    boards.stack.fault("dead-bus", true);
-    const text = await alice("dark", "power.off", OFF, { node: "dark" });
-    const [overMqtt, bySocket] = await Promise.all([
-      person.ask("cmd/power.off", text),
-      agent.cli("power", "off", "0.1"),
-    ]);
-    expect(overMqtt).toMatchObject({ state: "failed", code: "bus" });
-    expect(bySocket.exit).toBe(6);
-    await until("the alarm", () => person.heard("alarm/bus-0").at(-1)?.severity === "critical");
-    expect(person.heard("state/outlet/0.0").at(-1)).toMatchObject({ supply: "unknown" });
-    boards.stack.fault("dead-bus", false);
-    await until("it is over", () => person.tap.texts(`${ROOT}/${SITE}/dark/alarm/bus-0`).at(-1) === "");
-    expect(person.heard("state/outlet/0.0").at(-1)).toMatchObject({ supply: "on" });
-    expect(boards.switched).toEqual([]);
-  },
-);
-
-test.concurrent.skipIf(!HAS_MOSQUITTO)(
-  `while the broker is gone the node goes on, and loses no event ${NEEDS_MOSQUITTO}`,
-  async () => {
-    await using broker = await Mosquitto.start(OPEN);
-    let isThere = true;
-    const connections = new Set<Socket>();
-    await using road = await tcp((socket) => {
-      const there = isThere ? connect(broker.port, "127.0.0.1") : undefined;
-      there?.pipe(socket).pipe(there);
-      there?.on("error", () => socket.destroy()).on("close", () => socket.destroy());
-      socket.on("close", () => there?.destroy());
-      if (there) connections.add(socket);
-      else socket.destroy();
-    });
-    const mqtt = { url: `mqtt://127.0.0.1:${road.port}`, backoff_max_seconds: 1, will_delay_seconds: 0 };
-    await using here = await place(folder.path, "gone", broker.port, { settings: { mqtt } });
-    const { boards, person } = here;
-    await using agent = await here.start();
-    await person.status("online");
-    isThere = false;
-    for (const socket of connections) socket.destroy();
-    await person.status("offline");
-
-    await until("it is noticed", () => agent.log().includes("mqtt.down"));
-    expect(await agent.cli("power", "status", "0.0")).toMatchObject({ exit: 0 });
-    expect(await agent.cli("lock", "0.0", "--reason", "mine")).toMatchObject({ exit: 0 });
-    expect(await agent.cli("unlock", "0.0")).toMatchObject({ exit: 0 });
-    expect(await agent.cli("lock", "0.1", "--reason", "mine")).toMatchObject({ exit: 0 });
-    expect(boards.switched).toEqual([]);
-
-    isThere = true;
-    await person.status("online");
-    await until("what happened is told", () => person.heard("event/lock.set").length === 2);
-    expect(person.heard("event/lock.set")).toMatchObject([
-      { outlet: "0.0", buffered: 1 },
-      { outlet: "0.1", buffered: 1 },
-    ]);
-    expect(person.heard("state/lock/0.1").at(-1)).toMatchObject({ reason: "mine" });
-    const numbers = person.tap.heard
-      .filter(({ topic }) => topic.includes("/gone/event/"))
-      .map(({ text }) => JSON.parse(text).seq)
-      .sort((a, b) => a - b);
-    expect(numbers).toEqual(numbers.map((_, index) => index + 1));
-  },
-);
-
-test.concurrent.skipIf(!HAS_MOSQUITTO)(
-  `a broker that is full is waited for, and the node works meanwhile ${NEEDS_MOSQUITTO}`,
-  async () => {
-    await using broker = await Mosquitto.start([...OPEN, "max_connections 1"]);
-    await using here = await place(folder.path, "full", broker.port);
-    await using agent = await here.start();
-    await until("it was turned away", () => agent.log().includes('"mqtt.down"'));
-    expect(await agent.cli("power", "status", "0.0")).toMatchObject({ exit: 0 });
-    expect(agent.log()).not.toContain("mqtt.connected");
-    await here.person[Symbol.asyncDispose]();
-    await until("it got in", () => agent.log().includes('"mqtt.connected"'));
-    expect(here.boards.switched).toEqual([]);
-  },
-);
-
-test.concurrent("on MQTT 3.1.1 a retained command is done once at most, and what was stored before never", async () => {
-  await using broker = await aedes();
-  await using here = await place(folder.path, "old", broker.port, {
-    version: 4,
-    settings: { commands: { allowed_signers: people.file } },
-  });
-  const { boards, person } = here;
-  await person.say("cmd/power.off", await alice("stored", "power.off", OFF, { node: "old" }), {
-    retain: true,
-  });
-  await using agent = await here.start();
-  await until("it is refused", () => person.refusals.length > 0);
-  expect(person.refusals).toEqual(["retained"]);
-  await person.say("cmd/power.off", "", { retain: true });
-
-  // Published while the node listens it cannot be told from a good one: 3.1.1 does not say.
-  const text = json(payload("live", "power.identify", { outlets: ["0.0"] }, { node: "old" }));
-  await person.say("cmd/power.identify", text, { retain: true });
-  expect(await person.final(`${ROOT}/${SITE}/old/res/live`)).toMatchObject({ state: "done" });
-  // A third time within a minute would look like a second node with this name.
-  for (const times of [1, 2]) {
-    const before = person.refusals.length;
-    const connections = agent.log().split('"mqtt.connected"').length;
-    broker.drop("fruit-old");
-    await until(`reconnected ${times}`, () => agent.log().split('"mqtt.connected"').length > connections);
-    await until("it is refused", () => person.refusals.length > before);
-    expect(person.refusals.slice(before)).toEqual(["retained"]);
-  }
-  await person.say("cmd/power.identify", text);
-  await until("the same unretained", () => person.refusals.at(-1) === "duplicate");
-  expect(boards.said.filter((what) => what === "ledsOn 0")).toHaveLength(1);
-  expect(boards.switched).toEqual([]);
-});
-
-/** Starts the node on files that cannot grow beyond a few lines; the signal that says so is ignored, as a service does. */
-const CRAMPED = {
-  ...FRUIT,
-  command: ["sh", "-c", 'trap "" XFSZ; ulimit -f 6; exec "$@"', "sh", ...FRUIT.command],
-};
-
-/** Harmless commands until one cannot be recorded. */
-async function fillUp(agent: Agent): Promise<CommandResult> {
-  for (let n = 0; n < 100; n++) {
-    const [answer] = (await askSocket(agent.socket, "power.identify", { outlets: ["0.0"], on: false })).slice(
-      -1,
-    );
-    if (answer && answer.state !== "done") return answer;
-  }
-  throw new Error("a hundred commands were recorded");
-}
-
-test.concurrent("what cannot be recorded in the audit log is not done", async () => {
-  const own = join(folder.path, "cramped");
-  mkdirSync(own);
-  using boards = await Boards.serve(own);
-  await using agent = await startAgent(own, { power: boards.power }, { executable: CRAMPED });
-  expect(await fillUp(agent)).toMatchObject({ state: "refused", code: "audit" });
-  const off = await agent.cli("power", "off", "0.0", "--force", "--reason", "test");
-  expect(off.exit).not.toBe(0);
-  expect(off.err).toContain("the audit log cannot be written: EFBIG");
-  expect(boards.switched).toEqual([]);
-  expect(await agent.cli("power", "status", "0.0")).toMatchObject({ exit: 0 });
-  expect(await agent.cli("audit", "verify")).toMatchObject({ exit: 0 });
-});
-
-/** A file system of 128 KiB, where this user may mount one. */
-function tinyDisk(): string | undefined {
-  const path = join(folder.path, "disk");
-  mkdirSync(path);
-  const { status } = spawnSync("mount", ["-t", "tmpfs", "-o", "size=128k", "tmpfs", path]);
-  return status === 0 ? path : undefined;
-}
-const disk = tinyDisk();
-
-test.concurrent.skipIf(!disk)(
-  "on a full disk nothing is switched, and as soon as there is room it is again [needs root, to mount a tmpfs]",
-  async () => {
-    const own = join(folder.path, "full-disk");
-    mkdirSync(own);
-    using boards = await Boards.serve(own);
-    await using agent = await startAgent(own, { power: boards.power, data_dir: disk });
-    const filler = join(String(disk), "filler");
-    expect(() => {
-      for (;;) appendFileSync(filler, Buffer.alloc(4096));
-    }).toThrow("ENOSPC");
-    // Which of the two records has the last free bytes of a block is the disk's business.
-    expect(await fillUp(agent)).toMatchObject({
-      state: "refused",
-      code: expect.stringMatching(/^(audit|disk)$/),
-    });
-    expect((await agent.cli("power", "off", "0.0", "--force", "--reason", "test")).err).toContain("ENOSPC");
-    expect(boards.switched).toEqual([]);
-    rmSync(filler);
-    const off = await agent.cli("power", "off", "0.0", "--force", "--reason", "test");
-    expect(off).toMatchObject({ exit: 0 });
-    expect(boards.switched).toEqual(["forceOff 0.0"]);
-    expect(await fruit(["audit", "verify", "--dir", join(String(disk), "audit")])).toMatchObject({ exit: 0 });
-  },
-);
