@@ -29,7 +29,7 @@ function muslX64(): Executable {
     name: "x64 musl",
     command: [join(root, "dist/fruit-linux-x64-musl")],
     env: { LD_LIBRARY_PATH: lib },
-    ...(isReady ? {} : { missing: "sudo test/musl.sh x86_64" }),
+    ...(isReady ? {} : { missing: "sudo --preserve-env=HOME test/musl.sh x86_64" }),
   };
 }
 
@@ -45,7 +45,7 @@ function muslArm64(): Executable {
       join(root, "dist/fruit-linux-arm64-musl"),
     ],
     env: { QEMU_LD_PREFIX: join(cache, "musl-aarch64") },
-    ...(isReady ? {} : { missing: "apt-get install qemu-user-static && sudo test/musl.sh aarch64" }),
+    ...(isReady ? {} : { missing: "apt-get install qemu-user-static && sudo --preserve-env=HOME test/musl.sh aarch64" }),
   };
 }
 

@@ -57,7 +57,16 @@ function read(junit: string): Tally {
   const head = /<testsuites\b[^>]*>/.exec(xml)?.[0] ?? "";
   const count = (name: string) => Number(new RegExp(`\\b${name}="(\\d+)"`).exec(head)?.[1] ?? 0);
   const failed = count("failures") + count("errors");
+  // By name: the title says what would have to be installed.
+  for (const [, name] of xml.matchAll(/<testcase name="([^"]*)"[^>]*>\s*<skipped/g))
+    process.stdout.write(`(skip) ${plain(name)}\n`);
   return { passed: count("tests") - failed - count("skipped"), failed, skipped: count("skipped") };
+}
+
+/** XML's five names back into characters. */
+function plain(text = ""): string {
+  const names: Record<string, string> = { lt: "<", gt: ">", quot: '"', apos: "'", amp: "&" };
+  return text.replace(/&(\w+);/g, (whole, name) => names[name] ?? whole);
 }
 
 /** Prints the closing line and sets the exit code. */
