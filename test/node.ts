@@ -45,7 +45,9 @@ function muslArm64(): Executable {
       join(root, "dist/fruit-linux-arm64-musl"),
     ],
     env: { QEMU_LD_PREFIX: join(cache, "musl-aarch64") },
-    ...(isReady ? {} : { missing: "apt-get install qemu-user-static && sudo --preserve-env=HOME test/musl.sh aarch64" }),
+    ...(isReady
+      ? {}
+      : { missing: "apt-get install qemu-user-static && sudo --preserve-env=HOME test/musl.sh aarch64" }),
   };
 }
 

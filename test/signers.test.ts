@@ -153,7 +153,7 @@ test.each([
   [`a sk-ssh-ed25519@openssh.com AAAA roles=read`, "key type sk-ssh-ed25519@openssh.com; only ssh-ed25519"],
   ["a ssh-ed25519 AAAA roles=read", "the length of the type of the key has 4 bytes, but only 3 are there"],
   [`a ssh-ed25519 ${A.slice(12)}! roles=read`, "the key is not base64"],
-  ["a", '"" is no option'],
+  ["a", "there is no key on this line"],
   [`* ${A} roles=read`, '"*" is no name'],
   [`alice,bob ${A} roles=read`, '"alice,bob" is no name'],
   [`${A} roles=read`, "the line begins with the key; the name comes first"],
@@ -316,4 +316,11 @@ test("ten failures are looked at, then one a minute; quiet earns them back", () 
   expect(takes(20)).toBe(3);
   now += 86_400;
   expect(takes(20)).toBe(10);
+});
+
+test("a key without roles is known where roles do not matter, and still has no rights", () => {
+  const { signers, problems } = parseSigners(`alice@desk ${A}\n`, { needsRoles: false });
+  expect(problems).toEqual([]);
+  expect(signers.map(({ principal, roles }) => [principal, [...roles]])).toEqual([["alice@desk", []]]);
+  expect(signers[0]?.mayOutlet("0.0")).toBe(false);
 });

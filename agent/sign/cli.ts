@@ -124,7 +124,8 @@ async function verify({ args, io, json }: Context) {
   if (values.namespace !== undefined && values.signature === undefined)
     throw new UsageError(`--namespace goes with --signature; commands are always "${COMMAND_NAMESPACE}"`);
   const signersFile = needed("signers", values.signers);
-  const { signers, problems } = parseSigners((await read(io, signersFile, SIGNERS_MAX_BYTES)).toString());
+  const text = (await read(io, signersFile, SIGNERS_MAX_BYTES)).toString();
+  const { signers, problems } = parseSigners(text, { needsRoles: false });
   for (const problem of problems) io.err(`fruit: ${signersFile}: ${problem}\n`);
   const find = (fingerprint: string) => signers.find((signer) => signer.fingerprint === fingerprint);
   try {
@@ -176,7 +177,7 @@ function say(io: Io, json: boolean, signer: Signer, payload: CommandPayload | un
   }
   const rows = [
     ["signed by", `${principal} ${fingerprint}`],
-    ["roles", roles.join(", ")],
+    ["roles", roles.join(", ") || "none: no node would obey"],
     ["outlets", outlets || "none"],
   ];
   if (validAfter !== undefined) rows.push(["valid from", instant(validAfter)]);

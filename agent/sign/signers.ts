@@ -42,15 +42,21 @@ export interface Signers {
   find(fingerprint: string): Signer | undefined;
 }
 
-/** Reads the text of an `allowed_signers` file. Each problem names its line; that line gives no rights. */
-export function parseSigners(text: string): { signers: Signer[]; problems: string[] } {
+/**
+ * Reads the text of an `allowed_signers` file. Each problem names its line; that line gives no rights.
+ * Without `needsRoles` a key without roles is no problem: it may sign for others than nodes.
+ */
+export function parseSigners(
+  text: string,
+  { needsRoles = true }: { needsRoles?: boolean } = {},
+): { signers: Signer[]; problems: string[] } {
   const signers = new Map<string, { signer: Signer; at: number }>();
   const problems: string[] = [];
   for (const [index, raw] of text.split("\n").entries()) {
     const line = raw.trim();
     if (line === "" || line.startsWith("#")) continue;
     try {
-      const signer = parseLine(line);
+      const signer = parseLine(line, needsRoles);
       const first = signers.get(signer.fingerprint);
       if (first) throw new WireError(`the key of line ${first.at} again`);
       signers.set(signer.fingerprint, { signer, at: index + 1 });
@@ -106,7 +112,7 @@ function readBounded(path: string): { text: string | undefined; error?: string }
   }
 }
 
-function parseLine(line: string): Signer {
+function parseLine(line: string, needsRoles: boolean): Signer {
   const words = split(line, /\s/).filter((word) => word !== "");
   const principal = unquote(words.shift() ?? "");
   if (isKeyType(principal))
@@ -115,6 +121,7 @@ function parseLine(line: string): Signer {
     throw new WireError(
       `"${clip(principal)}" is no name: one name such as alice@desk, no list and no pattern`,
     );
+  if (words.length === 0) throw new WireError("there is no key on this line");
   // OpenSSH's order: options stand where no key type does
   const options = isKeyType(words[0]) ? {} : parseOptions(words.shift() ?? "");
   const [type = "", base64 = "", ...comment] = words;
@@ -131,7 +138,7 @@ function parseLine(line: string): Signer {
     maySign: options.namespaces ?? (() => true),
     ...(validAfter === undefined ? {} : { validAfter }),
     ...(validBefore === undefined ? {} : { validBefore }),
-    ...parseRights(comment),
+    ...parseRights(comment, needsRoles),
   };
 }
 
@@ -201,7 +208,10 @@ function pattern(list: string): (text: string) => boolean {
 }
 
 /** `roles=` and `outlets=` among the words after the key; words without `=` are for people. */
-function parseRights(words: readonly string[]): Pick<Signer, "roles" | "outlets" | "mayOutlet"> {
+function parseRights(
+  words: readonly string[],
+  needsRoles: boolean,
+): Pick<Signer, "roles" | "outlets" | "mayOutlet"> {
   const rights = new Map<string, string>();
   for (const word of words.filter((each) => each.includes("="))) {
     const [name = "", ...value] = word.split("=");
@@ -210,16 +220,17 @@ function parseRights(words: readonly string[]): Pick<Signer, "roles" | "outlets"
     if (rights.has(name)) throw new WireError(`${name}= stands twice`);
     rights.set(name, value.join("="));
   }
-  const roles = parseRoles(rights.get("roles"));
+  const list = rights.get("roles");
+  if (list === undefined && needsRoles)
+    throw new WireError(`roles= is missing, so the key has no rights: ${ROLES.join(", ")}`);
+  const roles: ReadonlySet<Role> = list === undefined ? new Set() : parseRoles(list);
   const outlets = rights.get("outlets");
   if (outlets === undefined && roles.has("power"))
     throw new WireError('outlets= is missing: name them ("0.1,3.*"), or outlets=* for all');
   return { roles, outlets: outlets ?? "", mayOutlet: parseOutlets(outlets) };
 }
 
-function parseRoles(list: string | undefined): ReadonlySet<Role> {
-  if (list === undefined)
-    throw new WireError(`roles= is missing, so the key has no rights: ${ROLES.join(", ")}`);
+function parseRoles(list: string): ReadonlySet<Role> {
   const roles = list.split(",").map((name) => {
     const role = ROLES.find((known) => known === name);
     if (!role) throw new WireError(`"${clip(name)}" is no role; there are ${ROLES.join(", ")}`);
