@@ -4,8 +4,10 @@ import { createConnection, type Socket } from "node:net";
 import { join } from "node:path";
 import { setInterval } from "node:timers/promises";
 import type { CommandResult } from "../agent/commands.ts";
+import type { Dispatcher } from "../agent/dispatch.ts";
+import { openSocket } from "../agent/socket.ts";
 import { askSocket, Boards, rawAsk } from "./doors.ts";
-import { type Agent, FRUIT, fruit, scratch, startAgent, until } from "./node.ts";
+import { type Agent, fruit, scratch, startAgent, until } from "./node.ts";
 
 setDefaultTimeout(20_000);
 
@@ -41,23 +43,39 @@ test("only its owner can open the socket", () => {
 
 test("not even for a moment can anybody else, whatever the umask", async () => {
   using other = scratch();
-  const path = join(other.path, "fruit.sock");
-  // A thread that does nothing but look: bind and chmod are two steps.
+  const paths = Array.from({ length: 30 }, (_, n) => join(other.path, `${n}.sock`));
+  // A thread that does nothing but look: bind and chmod are two steps, and it has many chances to come between.
   const looker = new Worker(
     URL.createObjectURL(
       new Blob([
         `const { lstatSync } = require("node:fs");
-         let found;
-         while (!found) found = lstatSync(${JSON.stringify(path)}, { throwIfNoEntry: false });
-         postMessage(found.mode & 0o777);`,
+         for (const path of ${JSON.stringify(paths)}) {
+           postMessage(path);
+           let found;
+           while (!found) found = lstatSync(path, { throwIfNoEntry: false });
+           postMessage(found.mode & 0o777);
+         }`,
       ]),
     ),
   );
-  const first = new Promise((resolve) => looker.addEventListener("message", ({ data }) => resolve(data)));
-  const loose = { ...FRUIT, command: ["sh", "-c", 'umask 0; exec "$@"', "sh", ...FRUIT.command] };
-  await using _agent = await startAgent(other.path, {}, { executable: loose });
-  expect(await first).toBe(0o600);
-  looker.terminate();
+  const heard: unknown[] = [];
+  looker.addEventListener("message", ({ data }) => heard.push(data));
+  const before = process.umask(0);
+  const stop = new AbortController();
+  try {
+    for (const path of paths) {
+      await until("it looks", () => heard.includes(path));
+      // Nobody asks: there is nothing to dispatch.
+      const part = await openSocket(path, { idle: async () => undefined } as Dispatcher, () => undefined);
+      void part(stop.signal);
+    }
+    await until("it has seen all", () => heard.length === 2 * paths.length);
+  } finally {
+    process.umask(before);
+    stop.abort();
+    looker.terminate();
+  }
+  expect(new Set(heard.filter((one) => typeof one === "number"))).toEqual(new Set([0o600]));
 });
 
 test("several ask at once, and each gets its own answers", async () => {
