@@ -21,9 +21,9 @@ const VERBS: Record<string, () => Promise<readonly CliVerb[]>> = {
   mqtt: async () => (await import("./mqtt/cli.ts")).MQTT_VERBS,
   sign: async () => (await import("./sign/cli.ts")).SIGN_VERBS,
   verify: async () => (await import("./sign/cli.ts")).SIGN_VERBS,
-  audit: async () => (await import("./trail.ts")).AUDIT_VERBS,
+  audit: async () => (await import("./record/cli.ts")).AUDIT_VERBS,
   config: async () => (await import("./run.ts")).AGENT_VERBS,
-  doctor: async () => (await import("./doctor.ts")).DOCTOR_VERBS,
+  doctor: async () => (await import("./doctor/cli.ts")).DOCTOR_VERBS,
   version: async () => (await import("./version.ts")).VERSION_VERBS,
 };
 

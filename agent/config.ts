@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 import * as v from "valibot";
 import { contradictions } from "./contradictions.ts";
 import { problemsOf } from "./issues.ts";
-import { reasonOf } from "./lines.ts";
+import { reasonOf } from "./record/lines.ts";
 import { GROUPS } from "./telemetry/metrics.ts";
 
 /** Where the configuration is when neither a flag nor `FRUIT_CONFIG` says so. */

@@ -9,7 +9,6 @@
  */
 import * as v from "valibot";
 import { HalError } from "../hal/ports.ts";
-import type { Audit } from "./audit.ts";
 import {
   accountOf,
   type Call,
@@ -23,9 +22,10 @@ import {
   type Tier,
 } from "./commands.ts";
 import { problemsOf } from "./issues.ts";
-import type { Journal } from "./journal.ts";
 import type { Log } from "./log.ts";
-import { CommandRecord, type Refused } from "./record.ts";
+import type { Audit } from "./record/audit.ts";
+import type { Journal } from "./record/journal.ts";
+import { CommandRecord, type Refused } from "./record/record.ts";
 import { asTyped } from "./words.ts";
 
 /** Commands that may be under way at once; each holds memory and someone's patience. */

@@ -3,8 +3,8 @@ import { parseArgs } from "node:util";
 import * as v from "valibot";
 import type { Machine } from "../hal/ports.ts";
 import { type Command, type CommandResult, command } from "./commands.ts";
-import type { Journal } from "./journal.ts";
 import { Lights } from "./lights.ts";
+import type { Journal } from "./record/journal.ts";
 import { type CliVerb, exitOf, lasting, seconds, table, UsageError } from "./terminal.ts";
 
 const Seconds = (most: number, fallback: number) =>

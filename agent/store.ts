@@ -2,8 +2,8 @@ import { mkdirSync, readFileSync, renameSync } from "node:fs";
 import { open, rename } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
-import { syncDirectory } from "./lines.ts";
 import type { Log } from "./log.ts";
+import { syncDirectory } from "./record/lines.ts";
 
 /**
  * Small documents that outlive a restart, one JSON file each.

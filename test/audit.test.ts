@@ -15,9 +15,16 @@ import {
 import { type FileHandle, open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Audit, type AuditEntry, type AuditOptions, GENESIS, sha256, tailAudit } from "../agent/audit.ts";
-import { verifyAudit } from "../agent/chain.ts";
 import { Refusal } from "../agent/commands.ts";
+import {
+  Audit,
+  type AuditEntry,
+  type AuditOptions,
+  GENESIS,
+  sha256,
+  tailAudit,
+} from "../agent/record/audit.ts";
+import { verifyAudit } from "../agent/record/chain.ts";
 
 const home = mkdtempSync(join(tmpdir(), "fruit-audit-"));
 const opened: Audit[] = [];
@@ -333,7 +340,7 @@ test("more than a thousand waiting lines are refused rather than kept in memory"
 test("kill -9 while it writes leaves a log that holds and has every line that was acknowledged", async () => {
   const dir = newDir();
   const script = `
-    import { Audit } from "${join(import.meta.dir, "../agent/audit.ts")}";
+    import { Audit } from "${join(import.meta.dir, "../agent/record/audit.ts")}";
     const audit = await Audit.open(process.argv[1], { boot: "b", clock: () => "synced", maxBytes: 4000 });
     for (let n = 1; ; n++) {
       await audit.append({ src: "s", who: "w", verb: "v", decision: "allowed" }, { durable: n % 5 === 0 });

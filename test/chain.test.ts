@@ -3,8 +3,8 @@ import { afterAll, expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Audit, type AuditOptions } from "../agent/audit.ts";
-import { verifyAudit } from "../agent/chain.ts";
+import { Audit, type AuditOptions } from "../agent/record/audit.ts";
+import { verifyAudit } from "../agent/record/chain.ts";
 
 const home = mkdtempSync(join(tmpdir(), "fruit-chain-"));
 afterAll(() => rmSync(home, { recursive: true, force: true }));

@@ -2,7 +2,6 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
-import { Audit } from "../agent/audit.ts";
 import {
   type Caller,
   type CommandResult,
@@ -12,8 +11,9 @@ import {
   type Role,
 } from "../agent/commands.ts";
 import { Dispatcher } from "../agent/dispatch.ts";
-import { Journal } from "../agent/journal.ts";
-import type { OpenFile } from "../agent/lines.ts";
+import { Audit } from "../agent/record/audit.ts";
+import { Journal } from "../agent/record/journal.ts";
+import type { OpenFile } from "../agent/record/lines.ts";
 import { HalError, type OutletId } from "../hal/ports.ts";
 
 /** A dispatcher on real files with rows that the test holds in its hand. */

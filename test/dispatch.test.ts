@@ -3,7 +3,7 @@ import { rmSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import type { Caller } from "../agent/commands.ts";
-import type { OpenFile } from "../agent/lines.ts";
+import type { OpenFile } from "../agent/record/lines.ts";
 import { ANONYMOUS, desk, LOCAL, SET, signer } from "./desk.ts";
 import { scratch } from "./node.ts";
 

@@ -1,9 +1,9 @@
 import { describe, expect, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { createServer, type Server } from "node:net";
+import { DOCTOR_VERBS } from "../agent/doctor/cli.ts";
 import { checkImage } from "../agent/doctor/image.ts";
 import { checkNode, look } from "../agent/doctor/node.ts";
-import { DOCTOR_VERBS } from "../agent/doctor.ts";
 import { PaperMachine } from "./paper.ts";
 import { image, not, Tree } from "./tree.ts";
 

@@ -2,12 +2,12 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
-import { Audit } from "../agent/audit.ts";
 import { type Command, type CommandResult, command } from "../agent/commands.ts";
 import { Dispatcher } from "../agent/dispatch.ts";
 import { createGate, type ReplyTo } from "../agent/gate.ts";
-import { Journal } from "../agent/journal.ts";
 import { ROOT } from "../agent/messages.ts";
+import { Audit } from "../agent/record/audit.ts";
+import { Journal } from "../agent/record/journal.ts";
 import { FailureLimit } from "../agent/sign/limit.ts";
 import { parseSigners } from "../agent/sign/signers.ts";
 import type { OutletId } from "../hal/ports.ts";

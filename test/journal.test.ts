@@ -5,7 +5,7 @@ import { type FileHandle, open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type CommandResult, Refusal } from "../agent/commands.ts";
-import { Journal, type JournalOptions } from "../agent/journal.ts";
+import { Journal, type JournalOptions } from "../agent/record/journal.ts";
 
 const home = mkdtempSync(join(tmpdir(), "fruit-journal-"));
 const opened: Journal[] = [];
@@ -361,7 +361,7 @@ test("a durable command has reached the disk when it is accepted, and so has its
 test("kill -9 loses no command that was accepted, and leaves no half-written file in the way", async () => {
   const dir = newDir();
   const script = `
-    import { Journal } from "${join(import.meta.dir, "../agent/journal.ts")}";
+    import { Journal } from "${join(import.meta.dir, "../agent/record/journal.ts")}";
     const journal = await Journal.open(process.argv[1], { nowSeconds: () => ${NOW}, log: () => undefined });
     for (let n = 1; ; n++) {
       await journal.accept({ id: "c-" + n, verb: "v", who: "w", exp: ${NOW}, digest: "d", durable: n % 5 === 0 });

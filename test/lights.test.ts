@@ -2,8 +2,8 @@ import { afterEach, beforeEach, expect, jest, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Journal } from "../agent/journal.ts";
 import { nodeCommands } from "../agent/node.ts";
+import { Journal } from "../agent/record/journal.ts";
 import { openSim } from "../hal/sim/hal.ts";
 
 beforeEach(() => {

@@ -2,8 +2,8 @@
 import { expect, test } from "bun:test";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
-import { verifyAudit } from "../agent/chain.ts";
-import type { OpenFile } from "../agent/lines.ts";
+import { verifyAudit } from "../agent/record/chain.ts";
+import type { OpenFile } from "../agent/record/lines.ts";
 import { ANONYMOUS, desk, LOCAL, SET, signer } from "./desk.ts";
 import { scratch } from "./node.ts";
 

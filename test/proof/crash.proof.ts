@@ -5,7 +5,7 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { verifyAudit } from "../../agent/chain.ts";
+import { verifyAudit } from "../../agent/record/chain.ts";
 import { aedes } from "../broker.ts";
 import { askSocket, type Boards, journalOf, place, SITE, sealed, signers } from "../doors.ts";
 import { seeded } from "../fakes.ts";

@@ -15,9 +15,9 @@ import { copyFile, mkdir, open, rename } from "node:fs/promises";
 import { join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import * as v from "valibot";
-import { COMMAND_STATES, CommandResult, isProven, Refusal } from "./commands.ts";
+import { COMMAND_STATES, CommandResult, isProven, Refusal } from "../commands.ts";
+import type { Log } from "../log.ts";
 import { LineFile, type OpenFile, readLines, reasonOf, syncDirectory } from "./lines.ts";
-import type { Log } from "./log.ts";
 
 const DAY_SECONDS = 86_400;
 const KEEP_AFTER_EXP_SECONDS = 600;

@@ -14,7 +14,7 @@ import { createHash } from "node:crypto";
 import { appendFile, mkdir, readdir, rename, stat, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
-import { Refusal } from "./commands.ts";
+import { Refusal } from "../commands.ts";
 import { readHead, writeHead } from "./head.ts";
 import { LineFile, type OpenFile, readLines, reasonOf, syncDirectory } from "./lines.ts";
 

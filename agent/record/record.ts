@@ -9,7 +9,7 @@
  * - What anybody may do (identify, `set`) is written as long as these lines last, and always when it changed power. The
  *   journal has it before it runs in any case.
  */
-import type { Audit } from "./audit.ts";
+
 import {
   accountOf,
   type Caller,
@@ -19,11 +19,12 @@ import {
   type Refusal,
   type Request,
   type Tier,
-} from "./commands.ts";
+} from "../commands.ts";
+import type { Log } from "../log.ts";
+import { SignatureRefusal } from "../sign/envelope.ts";
+import { FailureLimit } from "../sign/limit.ts";
+import type { Audit } from "./audit.ts";
 import type { Journal } from "./journal.ts";
-import type { Log } from "./log.ts";
-import { SignatureRefusal } from "./sign/envelope.ts";
-import { FailureLimit } from "./sign/limit.ts";
 
 /** Lines at once, and seconds until one more. */
 const SOMEBODYS = { burst: 60, secondsEach: 10 };

@@ -1,10 +1,10 @@
 import { parseArgs } from "node:util";
-import { CONFIG_PATH } from "./config.ts";
-import { lineOf } from "./doctor/check.ts";
-import { checkImage } from "./doctor/image.ts";
-import { checkNode, look } from "./doctor/node.ts";
-import { openHardware } from "./hardware.ts";
-import { type CliVerb, EXIT, type Io, UsageError } from "./terminal.ts";
+import { CONFIG_PATH } from "../config.ts";
+import { openHardware } from "../hardware.ts";
+import { type CliVerb, EXIT, type Io, UsageError } from "../terminal.ts";
+import { lineOf } from "./check.ts";
+import { checkImage } from "./image.ts";
+import { checkNode, look } from "./node.ts";
 
 /** `fruit doctor`: what stands in the way, on a node or in an image, one line each. Changes nothing. */
 export const DOCTOR_VERBS: readonly CliVerb[] = [

@@ -1,9 +1,9 @@
 /** `fruit audit tail` and `fruit audit verify`: the audit log on disk, without the agent. */
 import { parseArgs } from "node:util";
+import { CONFIG_PATH, readConfig } from "../config.ts";
+import { CliError, type CliVerb, counted, EXIT, type Io, printable, table, UsageError } from "../terminal.ts";
 import { AUDIT_FILES, type AuditHead, type AuditLine, tailAudit } from "./audit.ts";
 import { verifyAudit } from "./chain.ts";
-import { CONFIG_PATH, readConfig } from "./config.ts";
-import { CliError, type CliVerb, counted, EXIT, type Io, printable, table, UsageError } from "./terminal.ts";
 
 const AUDIT_DIR = "/data/fruit/audit";
 
