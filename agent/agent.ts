@@ -45,18 +45,23 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
   const clock = createClock(machine);
   const store = new Store(join(config.data_dir, "state"), log);
   const boot = machine.bootId;
+  // Closed however this ends, last opened first
+  await using opened = new AsyncDisposableStack();
   const audit = await Audit.open(join(config.data_dir, "audit"), {
     boot,
     clock: () => (clock().synced ? "synced" : "unsynced"),
   });
+  opened.defer(() => audit.close());
   const journal = await Journal.open(join(config.data_dir, "journal"), {
     nowSeconds: () => Date.now() / 1000,
     log,
   });
+  opened.defer(() => journal.close());
   const uplink = createUplink({ config, node, hal: hal.kind, machine, clock, store, log });
   const { publish, tell, alarm } = uplink;
 
   const controllers = await Promise.all(config.power.buses.map((bus) => openPower(hal, bus)));
+  for (const controller of controllers) opened.defer(() => controller.close().catch(() => undefined));
   const unsignedOutlets = new Set(config.commands.unsigned_outlets);
   const power = createPowerService({
     config: config.power,
@@ -98,13 +103,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
   });
   uplink.listen(dispatcher, power, stopping);
   await reportInterrupted(journal, audit, publish, log);
-  const close = async () => {
-    for (const open of [...controllers, journal, audit]) await open.close().catch(() => undefined);
-  };
-  const door = await openSocket(config.socket, dispatcher, log).catch(async (cause) => {
-    await close();
-    throw cause;
-  });
+  const door = await openSocket(config.socket, dispatcher, log);
   log("info", "agent.started", {
     node,
     site: config.site,
@@ -137,7 +136,6 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     await Promise.race([Promise.allSettled([parts, dispatcher.idle()]), sleep(STOP_MS)]);
     connected.abort();
     await link.catch(() => undefined);
-    await close();
     log("info", "agent.stopped", {});
   }
 }

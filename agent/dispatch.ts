@@ -5,7 +5,7 @@
  * - Nothing but reading runs that was not written down first (`CommandRecord`).
  * - An id is accepted once, also across restarts; a command that a restart interrupted is reported, never redone.
  * - Every request ends in exactly one final result.
- * - What anybody may send takes a quarter of the room at most.
+ * - What anybody may send, by command or by set, takes a quarter of the room each at most.
  */
 import * as v from "valibot";
 import { HalError } from "../hal/ports.ts";

@@ -1,41 +1,43 @@
-import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, readlinkSync, renameSync, rmSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { CliError, EXIT } from "./terminal.ts";
 
-/** Two agents that start together on a stale hold may have to look again; more often is a fault. */
+/** Agents that start together on a stale hold may have to look again; more often is a fault. */
 const MOST_TRIES = 5;
 
 /**
  * Makes this process the only agent that writes in a folder, until it lets go or dies: two would tear its journal apart.
- * The hold is a file that names the process; `link` makes one only where there is none. What a dead process left is
- * moved away and looked at again there, since another agent may have replaced it meanwhile.
- * Throws `CliError` busy, naming the process that has it.
+ * The hold is a symbolic link whose target names the process: made only where there is none, and short enough to need no
+ * room on a full disk. What a dead process left is moved away and looked at again there, since another agent may have
+ * replaced it meanwhile. Throws `CliError` busy, naming the process that has it.
  */
 export function holdFolder(dir: string): Disposable {
   mkdirSync(dir, { recursive: true, mode: 0o700 });
   const file = join(dir, "agent.pid");
-  const own = join(dir, `agent.pid.${process.pid}`);
-  const content = `${process.pid} ${startOf(process.pid)}\n`;
-  writeFileSync(own, content, { mode: 0o600 });
-  try {
-    for (let tries = 0; tries < MOST_TRIES; tries++) {
-      if (linked(own, file)) return { [Symbol.dispose]: () => letGo(file, content) };
-      const found = read(file);
-      if (found === undefined) continue;
-      const holder = holderOf(found);
-      if (holder !== undefined)
-        throw new CliError(EXIT.busy, `${dir}: another agent is running there, process ${holder}`);
-      moveAway(file, `${own}.stale`, found);
-    }
-    throw new CliError(EXIT.busy, `${dir}: other agents are starting there; try again`);
-  } finally {
-    rmSync(own, { force: true });
+  const own = nameOf(process.pid);
+  for (let tries = 0; tries < MOST_TRIES; tries++) {
+    if (linked(own, file)) return { [Symbol.dispose]: () => letGo(file, own) };
+    const found = read(file);
+    if (found === undefined) continue;
+    const pid = Number(found.split(" ")[0]);
+    if (found === nameOf(pid))
+      throw new CliError(EXIT.busy, `${dir}: another agent is running there, process ${pid}`);
+    moveAway(file, `${file}.${process.pid}`, found);
   }
+  throw new CliError(EXIT.busy, `${dir}: other agents are starting there; try again`);
 }
 
-function linked(from: string, to: string): boolean {
+/** A process beyond doubt: numbers are used again, and a Pi boots the same way every time. `gone` when it does not run. */
+function nameOf(pid: number): string {
+  const stat = contentOf(`/proc/${pid}/stat`);
+  // proc(5), field 22: ticks from boot to the process's start; an emulator may not say
+  const start = stat?.slice(stat.lastIndexOf(")") + 2).split(" ")[19] ?? "gone";
+  return `${pid} ${start} ${contentOf("/proc/sys/kernel/random/boot_id")?.slice(0, 13) ?? ""}`;
+}
+
+function linked(name: string, file: string): boolean {
   try {
-    linkSync(from, to);
+    symlinkSync(name, file);
     return true;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "EEXIST") return false;
@@ -43,26 +45,12 @@ function linked(from: string, to: string): boolean {
   }
 }
 
-/** The process that a hold names, if it still runs and is the same one: numbers are used again. */
-function holderOf(content: string): number | undefined {
-  const [pid = Number.NaN, start = 0] = content.trim().split(" ").map(Number);
-  const now = startOf(pid);
-  if (now === undefined) return undefined;
-  return start === 0 || now === 0 || start === now ? pid : undefined;
-}
-
-/** When a process started, in ticks since boot (proc(5), field 22); 0 where an emulator does not say; undefined when it does not run. */
-function startOf(pid: number): number | undefined {
-  const stat = read(`/proc/${pid}/stat`);
-  if (stat === undefined) return undefined;
-  return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19]) || 0;
-}
-
 function moveAway(file: string, aside: string, judged: string): void {
   try {
     renameSync(file, aside);
+    const moved = read(aside);
     // Not what was judged dead: a living agent's, and back it goes
-    if (read(aside) !== judged) linked(aside, file);
+    if (moved !== undefined && moved !== judged) linked(moved, file);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
   } finally {
@@ -70,11 +58,20 @@ function moveAway(file: string, aside: string, judged: string): void {
   }
 }
 
-function letGo(file: string, content: string): void {
-  if (read(file) === content) rmSync(file, { force: true });
+function letGo(file: string, own: string): void {
+  if (read(file) === own) rmSync(file, { force: true });
 }
 
-function read(file: string): string | undefined {
+function read(link: string): string | undefined {
+  try {
+    return readlinkSync(link);
+  } catch (error) {
+    // A file of that name, whoever made it, names nobody
+    return (error as NodeJS.ErrnoException).code === "EINVAL" ? "" : undefined;
+  }
+}
+
+function contentOf(file: string): string | undefined {
   try {
     return readFileSync(file, "utf8");
   } catch {

@@ -58,12 +58,12 @@ export async function openSocket(path: string, dispatcher: Dispatcher, log: Log)
   await mkdir(dirname(path), { recursive: true });
   await refuseTaken(path);
   rmSync(path, { force: true });
-  const open = new Map<Socket, Promise<void>>();
+  const open = new Set<Socket>();
   const server = createServer((socket) => {
     socket.on("error", () => undefined);
     if (open.size >= MOST_CONNECTIONS) return turnAway(socket);
-    const served = serve(socket, dispatcher, log);
-    open.set(socket, served);
+    open.add(socket);
+    void serve(socket, dispatcher, log);
     socket.once("close", () => open.delete(socket));
   });
   // Those who are turned away are being told so.
@@ -81,7 +81,7 @@ export async function openSocket(path: string, dispatcher: Dispatcher, log: Log)
       server.close();
       rmSync(path, { force: true });
       await Promise.race([dispatcher.idle(), sleep(LAST_WORDS_MS, undefined, { ref: false })]);
-      for (const socket of open.keys()) socket.destroySoon();
+      for (const socket of open) socket.destroySoon();
     }
   };
 }

@@ -144,18 +144,64 @@ test("an operation that hangs is named, nobody overtakes it on the wire, and the
   expect(await again).toBe("again");
 });
 
-test("what goes beside does not wait for the operation that holds the bus; more than two at once queue like readings", async () => {
+test("what goes beside does not wait for a reading that holds the bus, and one at a time goes", async () => {
   const bus = new Bus("bus 0", new Rack(1));
   const { begun, operation, end } = hands();
   const poll = bus.do("a", "read", operation("poll"));
-  const lit = ["led1", "led2", "led3"].map((name) => bus.beside("a", "identify", operation(name)));
   await settle();
-  expect(begun).toEqual(["poll", "led1", "led2"]);
-  for (const name of ["led1", "led2", "poll"]) {
+  const first = bus.beside("a", "identify", operation("led1"));
+  const second = bus.beside("a", "identify", operation("led2"));
+  await settle();
+  expect(begun).toEqual(["poll", "led1"]);
+  end("led1");
+  await settle();
+  const third = bus.beside("a", "identify", operation("led3"));
+  await settle();
+  expect(begun).toEqual(["poll", "led1", "led3"]);
+  for (const name of ["led3", "poll", "led2"]) {
     end(name);
     await settle();
   }
-  expect(begun).toEqual(["poll", "led1", "led2", "led3"]);
-  end("led3");
-  expect(await Promise.all([poll, ...lit])).toEqual(["poll", "led1", "led2", "led3"]);
+  expect(await Promise.all([poll, first, second, third])).toEqual(["poll", "led1", "led2", "led3"]);
+});
+
+test("nothing goes beside a switch, in front of one, or beside a reading that a guest has held up already", async () => {
+  const bus = new Bus("bus 0", new Rack(1));
+  const { begun, operation, end } = hands();
+  const all = [bus.do("a", "read", operation("poll"))];
+  await settle();
+  all.push(bus.beside("b", "identify", operation("slow")));
+  jest.advanceTimersByTime(300);
+  end("slow");
+  await settle();
+  all.push(bus.beside("a", "identify", operation("late")));
+  all.push(bus.do("a", "switch off", operation("URGENT"), { lane: "emergency" }));
+  await settle();
+  all.push(bus.beside("a", "identify", operation("later")));
+  await settle();
+  expect(begun).toEqual(["poll", "slow"]);
+  end("poll");
+  await settle();
+  all.push(bus.beside("a", "identify", operation("last")));
+  await settle();
+  expect(begun).toEqual(["poll", "slow", "URGENT"]);
+  for (const name of ["URGENT", "late", "later", "last"]) {
+    end(name);
+    await settle();
+  }
+  expect(await Promise.all(all)).toHaveLength(6);
+});
+
+test("what goes beside and does not end is given up", async () => {
+  const bus = new Bus("bus 0", new Rack(1));
+  const { operation, end } = hands();
+  const poll = bus.do("a", "read", operation("poll"));
+  await settle();
+  const stuck = bus.beside("a", "identify", operation("stuck"));
+  stuck.catch(() => undefined);
+  poll.catch(() => undefined);
+  await settle();
+  jest.advanceTimersByTime(LONG_MS);
+  await expect(stuck).rejects.toMatchObject({ code: "timeout" });
+  end("poll");
 });

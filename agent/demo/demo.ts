@@ -175,20 +175,22 @@ function introduction(folder: string, places: readonly Place[], port: number): s
   const fruit = join(folder, "fruit");
   const [first] = places;
   const victim = places[Math.min(2, places.length - 1)];
+  const other = places.at(-1);
   const from = `--broker mqtt://127.0.0.1:${port} --site ${SITE} --node ${first?.node}`;
   return `A simulated site: ${counted(places.length, "node")} on ${counted(Math.ceil(places.length / 2), "board")}, each a real agent; ${first?.node} controls the boards.
 MQTT broker: mqtt://127.0.0.1:${port}   files and logs: ${folder}
 
 Try in a second terminal:
   ${fruit} power status
- and watch a node go off the air and boot again, reserve it, be refused (that outlet feeds the controller itself):
+ a node shuts down, goes off the air and boots again; one is cut without asking, and its last will fires; and two refusals:
   ${fruit} power cycle ${victim?.outlet} --reason "hung in U-Boot"
+  ${fruit} power reset ${other?.outlet} --reason "dead"
   ${fruit} lock ${victim?.outlet} --for 2h --reason "kernel test"
   ${fruit} power off ${first?.outlet}
   ${fruit} audit verify
  the same from anywhere, signed with the technician's key, and what everybody hears:
   ${fruit} power status ${from}
-  ${fruit} power cycle ${victim?.outlet} --reason "from home" ${from} --key ${folder}/technician
+  ${fruit} power off ${victim?.outlet} --reason "from home" ${from} --key ${folder}/technician
   mosquitto_sub -h 127.0.0.1 -p ${port} -v -t 'fruit/#'
 Ctrl-C ends it.
 `;

@@ -5,8 +5,8 @@ import { Refusal } from "../commands.ts";
 /** Longest an operation may hold the bus: every driver gives up far earlier, so this names a driver that hangs. */
 const LIMIT_MS = 10_000;
 
-/** Operations between the exchanges of another: each may hold up an urgent one by an exchange. */
-const MOST_BESIDE = 2;
+/** What goes beside a reading may make it this much longer; a board that is silent uses it up at once. */
+const GUEST_MS = 200;
 
 /**
  * Who goes first. Emergencies; then switching with the readings it decides by and is confirmed by; then everybody who only looks,
@@ -23,6 +23,9 @@ export interface Turn {
 
 interface Job {
   what: string;
+  lane: Lane;
+  /** Time that operations beside it took, milliseconds. */
+  guestMs: number;
   /** Never rejects: the asker gets the error. */
   begin(): Promise<void>;
   refuse(error: Error): void;
@@ -44,7 +47,7 @@ export class Bus {
   readonly #switching: Job[] = [];
   /** Readings by line, in the order of their turns. */
   readonly #lines = new Map<string, Job[]>();
-  #beside = 0;
+  #current: Job | undefined;
   #isWorking = false;
   #overdue: string | undefined;
 
@@ -74,6 +77,8 @@ export class Bus {
     const stop = () => reject(signal?.reason);
     this.#queue(lane, line, {
       what: `${what} ${line}`,
+      lane,
+      guestMs: 0,
       begin: async () => {
         if (signal?.aborted) return;
         try {
@@ -94,20 +99,34 @@ export class Bus {
   }
 
   /**
-   * Runs an operation between two exchanges of whatever holds the bus, which the driver keeps apart: for what no reading
-   * depends on (an LED), so that a person does not wait for a poll. More than a few at once queue like readings.
+   * Runs an operation between two exchanges of a reading that holds the bus, which the driver keeps apart: for what no
+   * reading depends on (an LED), so that a person does not wait for a poll. Only one at a time and for `GUEST_MS` of a
+   * reading in all, and never in front of a switch: otherwise it queues like a reading.
    */
   async beside<T>(
     line: string,
     what: string,
     operation: (controller: PowerController) => Promise<T>,
+    turn: Turn = {},
   ): Promise<T> {
-    if (this.#overdue !== undefined || this.#beside >= MOST_BESIDE) return this.do(line, what, operation);
-    this.#beside++;
+    const host = this.#current;
+    const isUrgent = this.#emergency.length + this.#switching.length > 0;
+    if (host?.lane !== "reading" || host.guestMs >= GUEST_MS || isUrgent || this.#overdue !== undefined)
+      return this.do(line, what, operation, turn);
+    turn.signal?.throwIfAborted();
+    const spentMs = host.guestMs;
+    host.guestMs = Number.POSITIVE_INFINITY; // no second one meanwhile
+    const over = new AbortController();
+    const startedMs = performance.now();
+    const limit = sleep(LIMIT_MS, undefined, { signal: over.signal }).then(() => {
+      throw this.#hangs(`${what} ${line}`);
+    });
+    limit.catch(() => undefined);
     try {
-      return await operation(this.controller);
+      return await Promise.race([operation(this.controller), limit]);
     } finally {
-      this.#beside--;
+      over.abort();
+      host.guestMs = spentMs + performance.now() - startedMs;
     }
   }
 
@@ -138,7 +157,11 @@ export class Bus {
   async #work(): Promise<void> {
     if (this.#isWorking) return;
     this.#isWorking = true;
-    for (let job = this.#next(); job; job = this.#next()) await this.#perform(job);
+    for (let job = this.#next(); job; job = this.#next()) {
+      this.#current = job;
+      await this.#perform(job);
+    }
+    this.#current = undefined;
     this.#isWorking = false;
   }
 

@@ -142,6 +142,8 @@ export class Audit {
 
   async close(): Promise<void> {
     await this.#turn;
+    await this.#file?.sync().catch(() => undefined);
+    if (this.#file && this.#head) await this.#note(this.#head);
     await this.#file?.close();
     this.#file = undefined;
   }
@@ -156,8 +158,12 @@ export class Audit {
       file.size > 0 && file.size + Buffer.byteLength(line) + 1 > (this.#options.maxBytes ?? MAX_BYTES);
     await (isFull ? await this.#rotate(file) : file).append(line, durable);
     this.#head = { seq: (this.#head?.seq ?? 0) + 1, sha256: sha256(line) };
-    // Only a second look at what is written already: without room for it the line still stands.
-    await writeHead(this.#dir, this.#head, durable).catch(() => undefined);
+    if (durable) await this.#note(this.#head);
+  }
+
+  /** Only a second look at what is on the disk already: without room for the note the line still stands. */
+  async #note(head: AuditHead): Promise<void> {
+    await writeHead(this.#dir, head).catch(() => undefined);
   }
 
   #compose(entry: AuditEntry): string {

@@ -1,6 +1,7 @@
 /**
- * The newest line of the audit log, noted beside it after every append: the chain guards each line by its successor, and
- * the newest has none. The note may lag by one line after a power cut, and never runs ahead of what was written.
+ * The newest line of the audit log, noted beside it: the chain guards each line by its successor, and the newest has none.
+ * Noted only once the line is on the disk (disruptive commands, and the end of the agent), so that a power cut may leave
+ * the note behind the log and never ahead of it.
  */
 import { constants } from "node:fs";
 import { open, readFile } from "node:fs/promises";
@@ -12,11 +13,11 @@ const NAME = "audit.head";
 const LENGTH = 96;
 
 /** Notes the head. */
-export async function writeHead(dir: string, { seq, sha256 }: AuditHead, durable: boolean): Promise<void> {
+export async function writeHead(dir: string, { seq, sha256 }: AuditHead): Promise<void> {
   const handle = await open(join(dir, NAME), constants.O_WRONLY | constants.O_CREAT, 0o600);
   try {
     await handle.write(`${seq}:${sha256}`.padEnd(LENGTH - 1).concat("\n"), 0);
-    if (durable) await handle.datasync();
+    await handle.datasync();
   } finally {
     await handle.close();
   }
