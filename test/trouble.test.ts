@@ -208,8 +208,14 @@ test.concurrent.skipIf(!disk)(
     });
     expect((await agent.cli("power", "off", "0.0", "--force", "--reason", "test")).err).toContain("ENOSPC");
     expect(boards.switched).toEqual([]);
+    // The node starts again all the same, and can be asked.
+    agent.kill("SIGTERM");
+    expect(await agent.exited).toBe(0);
+    await using again = await startAgent(own, { power: boards.power, data_dir: disk });
+    expect(await again.cli("power", "status", "0.0")).toMatchObject({ exit: 0 });
+    expect(boards.switched).toEqual([]);
     rmSync(filler);
-    const off = await agent.cli("power", "off", "0.0", "--force", "--reason", "test");
+    const off = await again.cli("power", "off", "0.0", "--force", "--reason", "test");
     expect(off).toMatchObject({ exit: 0 });
     expect(boards.switched).toEqual(["forceOff 0.0"]);
     expect(await fruit(["audit", "verify", "--dir", join(String(disk), "audit")])).toMatchObject({ exit: 0 });
