@@ -86,11 +86,11 @@ function key(file: string, cert: X509Certificate | undefined): Check {
 }
 
 function password(file: string): Check {
-  const todo = "put the broker's password there";
+  const remedy = "put the broker's password there";
   try {
-    if (readFileSync(file, "utf8").trim() === "") return fail("password", `${file}: is empty`, todo);
+    if (readFileSync(file, "utf8").trim() === "") return fail("password", `${file}: is empty`, remedy);
   } catch (cause) {
-    return fail("password", `${file}: ${reason(cause)}`, todo);
+    return fail("password", `${file}: ${reason(cause)}`, remedy);
   }
   return secrecy("password", file, "is readable");
 }

@@ -7,7 +7,7 @@ export interface Check {
   /** What was found. */
   what: string;
   /** What to do about it; only where something is to be done. */
-  todo?: string;
+  remedy?: string;
 }
 
 /** All is well. */
@@ -16,18 +16,18 @@ export function ok(name: string, what: string): Check {
 }
 
 /** Works, but somebody should know. */
-export function warn(name: string, what: string, todo: string): Check {
-  return { name, level: "warn", what, todo };
+export function warn(name: string, what: string, remedy: string): Check {
+  return { name, level: "warn", what, remedy };
 }
 
 /** Will not work. */
-export function fail(name: string, what: string, todo: string): Check {
-  return { name, level: "FAIL", what, todo };
+export function fail(name: string, what: string, remedy: string): Check {
+  return { name, level: "FAIL", what, remedy };
 }
 
 /** One line a check: `FAIL broker: no answer from …; start it`. */
-export function lineOf({ name, level, what, todo }: Check): string {
-  return `${level.padEnd(4)} ${name}: ${what}${todo ? `; ${todo}` : ""}\n`;
+export function lineOf({ name, level, what, remedy }: Check): string {
+  return `${level.padEnd(4)} ${name}: ${what}${remedy ? `; ${remedy}` : ""}\n`;
 }
 
 /** Why a file cannot be used as asked; undefined when it can. */

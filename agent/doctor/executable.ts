@@ -18,11 +18,11 @@ const HEAD_BYTES = 16_384;
 /** Whether the system under `root` can start its `fruit`. */
 export function checkExecutable(root: string): Check[] {
   const name = "executable";
-  const todo = "copy dist/fruit-linux-arm64-musl there";
+  const remedy = "copy dist/fruit-linux-arm64-musl there";
   const path = inRoot(root, EXECUTABLE);
-  if (!path || !statSync(path).isFile()) return [fail(name, `no ${EXECUTABLE}`, todo), ...libraries(root)];
+  if (!path || !statSync(path).isFile()) return [fail(name, `no ${EXECUTABLE}`, remedy), ...libraries(root)];
   const elf = elfOf(path);
-  if (!elf) return [fail(name, `${EXECUTABLE} is no 64-bit ELF file`, todo), ...libraries(root)];
+  if (!elf) return [fail(name, `${EXECUTABLE} is no 64-bit ELF file`, remedy), ...libraries(root)];
   const checks = startable(root, path, elf);
   return [
     ...(checks.length > 0 ? checks : [ok(name, `${EXECUTABLE}, ${elf.machine}`)]),
