@@ -12,6 +12,16 @@ export function newCounters(): BusCounters {
   return { exchanges: 0, retries: 0, crcErrors: 0, timeouts: 0, otherErrors: 0 };
 }
 
+/** What an attempt gives; undefined where nobody is there to answer. */
+export async function unlessAbsent<T>(attempt: () => Promise<T>): Promise<T | undefined> {
+  try {
+    return await attempt();
+  } catch (error) {
+    if (error instanceof HalError && error.code === "absent") return undefined;
+    throw error;
+  }
+}
+
 /** Counts an exchange on which the link itself failed, by kind. */
 export function countFailure(counters: BusCounters, error: unknown): void {
   const isSilence = error instanceof HalError && (error.code === "absent" || error.code === "timeout");

@@ -16,7 +16,7 @@
  * commands into it could switch its Pis, so nothing is written before the registers have shown a ClusterCTRL.
  */
 import { setTimeout as sleep } from "node:timers/promises";
-import { countFailure, newCounters, place, rackOrder, supplyOf, Turns, tried } from "./bus.ts";
+import { countFailure, newCounters, place, rackOrder, supplyOf, Turns, tried, unlessAbsent } from "./bus.ts";
 import { hex } from "./pistack.ts";
 import {
   type Ability,
@@ -126,13 +126,8 @@ class ClusterCtrl implements PowerController {
     return [this.#board];
   }
 
-  async probe(board: number): Promise<BoardReading | undefined> {
-    try {
-      return await this.readBoard(board);
-    } catch (error) {
-      if (error instanceof HalError && error.code === "absent") return undefined;
-      throw error;
-    }
+  probe(board: number): Promise<BoardReading | undefined> {
+    return unlessAbsent(() => this.readBoard(board));
   }
 
   close(): Promise<void> {

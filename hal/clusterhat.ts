@@ -22,7 +22,7 @@
  *   same twice, and what was written is read back. Turns are taken within this process only; nobody else may write.
  * - A ClusterCTRL is told by register 2, where it has its order and an expander PIR: nothing is written unless it is 0.
  */
-import { countFailure, newCounters, place, rackOrder, Turns, tried } from "./bus.ts";
+import { countFailure, newCounters, place, rackOrder, Turns, tried, unlessAbsent } from "./bus.ts";
 import { hex } from "./pistack.ts";
 import {
   type Ability,
@@ -109,13 +109,8 @@ class ClusterHat implements PowerController {
     return [this.#board];
   }
 
-  async probe(board: number): Promise<BoardReading | undefined> {
-    try {
-      return await this.readBoard(board);
-    } catch (error) {
-      if (error instanceof HalError && error.code === "absent") return undefined;
-      throw error;
-    }
+  probe(board: number): Promise<BoardReading | undefined> {
+    return unlessAbsent(() => this.readBoard(board));
   }
 
   close(): Promise<void> {

@@ -12,6 +12,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { countFailure, newCounters, place, rackOrder, Turns, tried } from "./bus.ts";
 import {
+  ABILITIES,
   boardError,
   crc8,
   fromBytes,
@@ -56,14 +57,7 @@ export function pistackI2c(link: I2cLink, bus: PowerBus): PowerController {
 class PistackI2c implements PowerController {
   readonly driver = "pistack-i2c";
   readonly outlets: readonly OutletId[];
-  readonly abilities: ReadonlySet<Ability> = new Set<Ability>([
-    "signal",
-    "identify",
-    "start-policy",
-    "boot-count",
-    "heartbeat",
-    "measure",
-  ]);
+  readonly abilities: ReadonlySet<Ability> = ABILITIES;
   readonly counters = newCounters();
   readonly #link: I2cLink;
   readonly #bus: PowerBus;

@@ -11,6 +11,7 @@
  */
 import { countFailure, newCounters, place, rackOrder, supplyOf, Turns, tried } from "./bus.ts";
 import {
+  ABILITIES,
   boardError,
   crc8,
   fromBytes,
@@ -77,14 +78,7 @@ class PistackRs485 implements PowerController {
   readonly driver = "pistack-rs485";
   readonly outlets: readonly OutletId[];
   // What the newest firmware can do: nothing may be asked before the agent wants it. Older ones refuse by method.
-  readonly abilities: ReadonlySet<Ability> = new Set<Ability>([
-    "signal",
-    "identify",
-    "start-policy",
-    "boot-count",
-    "heartbeat",
-    "measure",
-  ]);
+  readonly abilities: ReadonlySet<Ability> = ABILITIES;
   readonly counters = newCounters();
   readonly #link: SerialLink;
   readonly #bus: PowerBus;

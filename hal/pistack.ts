@@ -6,6 +6,7 @@
  * neither the board nor the op, so there is one request at a time. Facts (not code) from the reference driver,
  * `fruit-testbed/PiStack-interface` `commands.py`, `comms.py`, `error_codes.py` and `conversions.py`.
  */
+import type { Ability } from "./ports.ts";
 
 /** One op of the board: its code and how many bytes of arguments and of reply data it has. */
 export interface Op {
@@ -76,7 +77,7 @@ export const BOARD_ERRORS: ReadonlyMap<number, string> = new Map([
   [0x12, "unknown op"],
   [0x13, "wrong number of arguments"],
   [0x14, "no such Pi"],
-  [0x15, "not implemented"],
+  [0x15, "op not provided"],
   [0x20, "its serial port is not readable"],
   [0x21, "request too long"],
   [0x22, "request shorter than its length says"],
@@ -91,6 +92,16 @@ export const BOARD_ERRORS: ReadonlyMap<number, string> = new Map([
   [0x46, "flash: read back differs"],
   [0x47, "flash: not blank"],
   [0x48, "flash: comparison failed"],
+]);
+
+/** What a Pi Stack can do with the newest firmware. */
+export const ABILITIES: ReadonlySet<Ability> = new Set<Ability>([
+  "signal",
+  "identify",
+  "start-policy",
+  "boot-count",
+  "heartbeat",
+  "measure",
 ]);
 
 /** A board's error code as a message says it: `no such Pi (0x14)`. */

@@ -121,6 +121,21 @@ test("--for ends the demo with exit 0", async () => {
   expect(out).toContain("demo: over; 2 nodes were online");
 }, 30_000);
 
+test("agents of a demo that was killed end by themselves", async () => {
+  using folder = scratch();
+  const demo = Bun.spawn([...FRUIT.command, "demo", "--nodes", "2", "--state", folder.path], {
+    env: { PATH: process.env.PATH ?? "", ...FRUIT.env },
+    stdout: "ignore",
+    stderr: "ignore",
+  });
+  const socket = join(folder.path, "pi10000100.sock");
+  const status = () => fruit(["power", "status"], { env: { FRUIT_SOCKET: socket } });
+  await until("the controller answers", async () => (await status()).exit === 0);
+  demo.kill("SIGKILL");
+  await demo.exited;
+  await until("nobody answers", async () => (await status()).err.includes("nobody answers"));
+}, 30_000);
+
 test("a port that is taken, and a folder with a demo in it, are refused by name, and nothing stays behind", async () => {
   using folder = scratch();
   const port = await freePort();

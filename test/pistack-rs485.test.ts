@@ -109,7 +109,7 @@ test("a board tells its versions, its input, its rail and its counts", async () 
 });
 
 test.each([
-  ["not implemented", 0x15],
+  ["op not provided", 0x15],
   ["unknown", 0x12],
 ])(
   "a firmware to which the boot count is %s leaves it out, each time, and nothing failed",
@@ -235,7 +235,7 @@ test("an error reply to a two-byte query is the board's refusal, by its own leng
 });
 
 test.each([
-  [0x15, "not implemented (0x15)"],
+  [0x15, "op not provided (0x15)"],
   [0x77, "an undocumented error (0x77)"],
 ])("a refusal is not asked again: 0x%s", async (code, text) => {
   const { link, power } = setUp([{ write: sent("22 03 04 00"), pieces: [error(code)] }]);

@@ -1,5 +1,6 @@
 /** The driver `sim`: the stack itself as a controller, with nothing between, for agents that need boards and no bus. */
 import { newCounters, place, rackOrder } from "../bus.ts";
+import { ABILITIES, boardError } from "../pistack.ts";
 import {
   type Ability,
   type BoardReading,
@@ -20,14 +21,7 @@ export function simController(stack: SimStack, boards: readonly number[]): Power
 class SimController implements PowerController {
   readonly driver = "sim";
   readonly outlets: readonly OutletId[];
-  readonly abilities: ReadonlySet<Ability> = new Set<Ability>([
-    "signal",
-    "identify",
-    "start-policy",
-    "boot-count",
-    "heartbeat",
-    "measure",
-  ]);
+  readonly abilities: ReadonlySet<Ability> = ABILITIES;
   readonly counters: BusCounters = newCounters();
   readonly #stack: SimStack;
 
@@ -116,7 +110,7 @@ class SimController implements PowerController {
       throw new HalError("timeout", `board ${board} on sim: no answer`);
     }
     if (faults.board("error-reply", board)) {
-      throw new HalError("refused", `board ${board} on sim: not implemented`);
+      throw new HalError("refused", `board ${board} on sim: ${boardError(0x15)}`);
     }
   }
 
