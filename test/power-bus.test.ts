@@ -192,6 +192,23 @@ test("nothing goes beside a switch, in front of one, or beside a reading that a 
   expect(await Promise.all(all)).toHaveLength(6);
 });
 
+test("nothing goes beside a reading once somebody waits to switch", async () => {
+  const bus = new Bus("bus 0", new Rack(1));
+  const { begun, operation, end } = hands();
+  const all = [bus.do("a", "read", operation("poll"))];
+  await settle();
+  all.push(bus.do("a", "switch on", operation("SWITCH"), { lane: "switching" }));
+  all.push(bus.beside("a", "identify", operation("led")));
+  await settle();
+  expect(begun).toEqual(["poll"]);
+  for (const name of ["poll", "SWITCH", "led"]) {
+    end(name);
+    await settle();
+  }
+  expect(begun).toEqual(["poll", "SWITCH", "led"]);
+  await Promise.all(all);
+});
+
 test("what goes beside and does not end is given up", async () => {
   const bus = new Bus("bus 0", new Rack(1));
   const { operation, end } = hands();

@@ -92,7 +92,7 @@ test("a save that fails says so, leaves the old document, and does not hold up t
   mkdirSync(`${file}.new`);
   const failing = store.save("locks", { owners: ["bob"] });
   const next = store.save("locks", { owners: ["carol"] }).catch(() => undefined);
-  expect(failing).rejects.toThrow("EISDIR");
+  await expect(failing).rejects.toThrow("EISDIR");
   await next;
   expect(store.load("locks", Locks, NONE)).toEqual({ owners: ["alice"] });
   rmdirSync(`${file}.new`);
@@ -107,6 +107,17 @@ test("a file that cannot be read is said, and not moved", () => {
   expect(store.load("locks", Locks, NONE)).toEqual(NONE);
   expect(logged).toEqual([`error store.unreadable ${file}`]);
   expect(statSync(file).isDirectory()).toBe(true);
+});
+
+test("a document that could not be read is not written over in this run, and is there for the next", async () => {
+  using folder = scratch();
+  const { store, file } = open(folder);
+  mkdirSync(file); // cannot be read as a file, as root neither
+  expect(store.load("locks", Locks, NONE)).toEqual(NONE);
+  rmdirSync(file);
+  writeFileSync(file, JSON.stringify({ owners: ["alice"] }));
+  await store.save("locks", NONE);
+  expect(open(folder).store.load("locks", Locks, NONE)).toEqual({ owners: ["alice"] });
 });
 
 test("whatever stands in a file, it is a document of the right shape or the fallback", () => {
