@@ -13,17 +13,21 @@ import { openPower } from "../hal/power.ts";
 import { createClock } from "./clock.ts";
 import type { CommandResult } from "./commands.ts";
 import type { Config } from "./config.ts";
+import { createConsoleService } from "./console/service.ts";
 import { Dispatcher } from "./dispatch.ts";
+import { createGpioService } from "./gpio/service.ts";
 import { holdFolder } from "./hold.ts";
 import { nodeIdOf } from "./identity.ts";
 import type { Log } from "./log.ts";
 import type { Publish } from "./messages.ts";
 import { nodeCommands } from "./node.ts";
 import { type Part, together } from "./parts.ts";
+import { openRest } from "./power/rest.ts";
 import { createPowerService } from "./power/service.ts";
 import { Audit } from "./record/audit.ts";
 import { Journal } from "./record/journal.ts";
 import { openSocket } from "./socket.ts";
+import { createStackRole } from "./stack/service.ts";
 import { Store } from "./store.ts";
 import { telemetry } from "./telemetry/part.ts";
 import { createSampler } from "./telemetry/sampler.ts";
@@ -75,6 +79,21 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     teleSeconds: config.telemetry.groups.power ?? config.telemetry.interval_seconds,
     log,
   });
+  const role = createStackRole({ config: config.stack, hal, publish, alarm, tell, log });
+  const gpio = createGpioService({ config, hal, hasStackRole: role.isOn });
+  opened.defer(() => gpio.close());
+  const consoles = createConsoleService({
+    config: config.consoles,
+    hal,
+    outlets: power,
+    publish,
+    alarm,
+    tell,
+    teleSeconds: config.telemetry.groups.console ?? config.telemetry.interval_seconds,
+    kernelConsoles: kernelConsoles(machine),
+    clock,
+    log,
+  });
   const { filesystems } = config.telemetry;
   const numbers = telemetry({
     sampler: createSampler(machine, { filesystems, nowMs: () => performance.now() }),
@@ -84,7 +103,11 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     extra: {
       agent: () => {
         const { crcErrors, timeouts, otherErrors } = power.counters();
-        return { ...uplink.numbers(), bus_errors_total: crcErrors + timeouts + otherErrors };
+        return {
+          ...uplink.numbers(),
+          bus_errors_total: crcErrors + timeouts + otherErrors,
+          serial_errors_total: consoles.errors(),
+        };
       },
     },
     log,
@@ -94,7 +117,13 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
   // At once for commands too: what they say of it must still find its way through the socket.
   const stopping = AbortSignal.any([signal, working.signal]);
   const dispatcher = new Dispatcher({
-    table: [...power.commands, ...nodeCommands({ machine, journal, boost: numbers.boost })],
+    table: [
+      ...power.commands,
+      ...consoles.commands,
+      ...gpio.commands,
+      ...role.commands,
+      ...nodeCommands({ machine, journal, boost: numbers.boost }),
+    ],
     journal,
     audit,
     clock,
@@ -104,6 +133,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
   uplink.listen(dispatcher, power, stopping);
   await reportInterrupted(journal, audit, publish, log);
   const door = await openSocket(config.socket, dispatcher, log);
+  const rest = await openRest(config.power.rest, dispatcher, log);
   log("info", "agent.started", {
     node,
     site: config.site,
@@ -121,7 +151,10 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
   const parts = together(
     [
       door,
+      rest,
       power.part,
+      consoles.part,
+      role.part,
       numbers.part,
       uplink.announce,
       watchClock(clock, uplink.introduce),
@@ -138,6 +171,12 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     await link.catch(() => undefined);
     log("info", "agent.stopped", {});
   }
+}
+
+/** The lines that the kernel itself talks on (`console=` of its command line): a technician's console is none of them. */
+function kernelConsoles(machine: Hal["machine"]): string[] {
+  const active = Buffer.from(machine.read("/sys/class/tty/console/active") ?? []).toString();
+  return active.split(/\s+/).flatMap((name) => (name ? [`/dev/${name}`] : []));
 }
 
 /** Rejects when the part fails, and otherwise never ends: its clean end is not news. */

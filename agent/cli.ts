@@ -12,6 +12,9 @@ const VERBS: Record<string, () => Promise<readonly CliVerb[]>> = {
   lock: async () => (await import("./power/cli.ts")).POWER_VERBS,
   unlock: async () => (await import("./power/cli.ts")).POWER_VERBS,
   locks: async () => (await import("./power/cli.ts")).POWER_VERBS,
+  console: async () => (await import("./console/cli.ts")).CONSOLE_VERBS,
+  gpio: async () => (await import("./gpio/cli.ts")).GPIO_VERBS,
+  stack: async () => (await import("./stack/cli.ts")).STACK_VERBS,
   telemetry: async () => [
     ...(await import("./telemetry/cli.ts")).TELEMETRY_VERBS,
     ...(await import("./node.ts")).NODE_VERBS,
@@ -82,10 +85,10 @@ async function familyOf(first: string): Promise<readonly CliVerb[]> {
 
 async function runVerb(verb: CliVerb, args: string[], io: Io, json: boolean): Promise<Exit> {
   try {
-    if (!verb.needsAgent) return await verb.run({ args, io, json, send: noDoor });
+    if (!verb.needsAgent) return await verb.run({ args, io, json, send: noDoor, attach: noDoor });
     const { openDoor } = await import("./doors.ts");
     await using door = await openDoor(args, io);
-    return await verb.run({ args: door.args, io, json, send: door.send });
+    return await verb.run({ args: door.args, io, json, send: door.send, attach: door.attach });
   } catch (error) {
     const problem = usageProblem(error);
     if (problem === undefined) throw error;

@@ -111,6 +111,8 @@ export const CODES = [
   "stopping",
   "too-large",
   "unauthorised",
+  "unknown-console",
+  "unknown-gpio",
   "unknown-outlet",
   "unknown-verb",
   "wrong-node",

@@ -38,6 +38,8 @@ const outletId = v.pipe(
   v.string(),
   v.regex(/^(0|[1-9]\d{0,2})\.(0|[1-9]\d?)$/, (i) => `${i.received} is no outlet: <board>.<pi>, such as 3.1`),
 );
+const gpioNumber = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(57));
+const port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65_535));
 const path = v.pipe(
   v.string(),
   v.startsWith("/", (i) => `"${i.input}" is not an absolute path`),
@@ -91,13 +93,19 @@ const Telemetry = strict({
 });
 
 const BusSchema = strict({
-  driver: v.picklist(["pistack-rs485", "pistack-i2c", "clusterctrl", "clusterhat", "sim"]),
+  driver: v.picklist(["pistack-rs485", "pistack-i2c", "clusterctrl", "clusterhat", "gpio", "sim"]),
   device: v.optional(v.string(), "sim"),
   boards: v.pipe(v.array(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(254))), v.minLength(1)),
   hardware: v.optional(v.picklist([2, 3]), 3),
   i2c_base: whole(0x08, 0x77, 0x10),
   /** Pis on a ClusterCTRL board; a Cluster HAT has four, other boards have two. */
   pis: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(32))),
+  /** pistack-rs485: what RTS is while we send, for adapters that do not turn the bus around by themselves. */
+  rts: v.optional(v.picklist(["high", "low"])),
+  /** gpio: the BCM line of each relay; the n-th is outlet `<board>.<n>`. */
+  lines: v.optional(v.pipe(v.array(gpioNumber), v.minLength(1))),
+  /** gpio: a low level switches on. */
+  active_low: v.optional(v.boolean()),
 });
 
 const Outlet = strict({
@@ -108,7 +116,66 @@ const Outlet = strict({
   watts: bounded(0.1, 1000, 6),
 });
 
+/** labgrid's `rest` power port: GET and PUT of `0` or `1` on /outlet/<id>, on loopback only. */
+const Rest = strict({
+  port,
+  /** Those that may be switched this way; reading is for all. */
+  outlets: v.optional(v.array(outletId), []),
+  /** HTTP Basic; whoever asks must know both. Without them any program of this machine may ask. */
+  username: v.optional(v.string()),
+  password_file: v.optional(path),
+});
+
+const Record = strict({
+  /** A folder of its own; in memory unless said otherwise, to spare the SD card. */
+  dir: v.optional(path, "/run/fruit/console"),
+  file_bytes: whole(16_384, 67_108_864, 1_048_576),
+  files: whole(1, 64, 4),
+  /** Control sequences and all, instead of time-stamped lines of text. */
+  raw: v.optional(v.boolean(), false),
+});
+
+const Console = strict({
+  /** `/dev/ttyUSB0`, or its name in /dev/serial/by-path, which does not change with the order of plugging. */
+  device: v.pipe(v.string(), v.minLength(1)),
+  /** The outlet whose host talks here: its power events are marked, its lock is respected. */
+  outlet: v.optional(outletId),
+  baud: whole(50, 4_000_000, 115_200),
+  data_bits: v.optional(v.picklist([5, 6, 7, 8]), 8),
+  parity: v.optional(v.picklist(["none", "even", "odd"]), "none"),
+  stop_bits: v.optional(v.picklist([1, 2]), 1),
+  flow: v.optional(v.picklist(["none", "rtscts", "xonxoff"]), "none"),
+  /** Recording to files as well; the ring in memory is always kept. */
+  record: v.optional(Record),
+  /** A writer who says nothing for so long becomes a reader; 0: never. */
+  writer_idle_seconds: bounded(0, 86_400, 3600),
+  /** Ports on loopback, off unless named. Whoever connects may write. */
+  rfc2217: v.optional(port),
+  raw: v.optional(port),
+});
+
+/** This node's own place in a Pi Stack: the heartbeat and the shutdown line. */
+const StackRole = strict({
+  /** `auto`: on where the HAT says that it is a Pi stack. */
+  role: v.optional(v.picklist(["auto", "on", "off"]), "auto"),
+  heartbeat_gpio: v.optional(gpioNumber, 5),
+  shutdown_gpio: v.optional(gpioNumber, 6),
+  /** What ends this node when the board asks for it. */
+  shutdown_command: v.optional(v.pipe(v.array(v.string()), v.minLength(1)), ["/sbin/poweroff"]),
+});
+
+const GpioName = strict({
+  gpio: gpioNumber,
+  /** `out` may be set and pulsed; anything else is only read and watched. */
+  direction: v.optional(v.picklist(["in", "out"]), "in"),
+  active_low: v.optional(v.boolean(), false),
+  bias: v.optional(v.picklist(["pull-up", "pull-down", "none"])),
+  pulse_min_ms: whole(1, 60_000, 10),
+  pulse_max_ms: whole(1, 60_000, 5000),
+});
+
 const Power = strict({
+  rest: v.optional(Rest),
   buses: v.optional(v.array(BusSchema), []),
   outlets: v.optional(v.record(outletId, Outlet), {}),
   poll_seconds: bounded(1, 3600, 10),
@@ -165,6 +232,10 @@ const Schema = strict({
   mqtt: v.optional(Mqtt),
   telemetry: v.optional(Telemetry, {}),
   power: v.optional(Power, {}),
+  consoles: v.optional(v.record(level("console name"), Console), {}),
+  stack: v.optional(StackRole, {}),
+  /** Lines that `fruit gpio` may touch, by name. */
+  gpio: v.optional(v.record(level("line name"), GpioName), {}),
   commands: v.optional(Commands, {}),
   sim: v.optional(Sim, {}),
 });

@@ -98,6 +98,7 @@ const DRIVER_LIMITS: Record<Bus["driver"], (bus: Bus) => string[]> = {
       .map((board) => `boards: ${board} is more than DIP switches can say (15)`),
   ],
   clusterctrl: alone,
+  gpio: () => [],
   clusterhat: (bus) => [...alone(bus), ...(bus.pis === undefined ? [] : ["pis: a Cluster HAT has four"])],
 };
 

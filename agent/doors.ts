@@ -1,6 +1,7 @@
 /** Which way a command line reaches the agent: its socket on this machine, or MQTT from anywhere. */
+import { attachLocally } from "./console/local.ts";
 import { ask, UnansweredError } from "./socket.ts";
-import { CliError, EXIT, type Io, type Send, UsageError } from "./terminal.ts";
+import { type Attach, CliError, EXIT, type Io, type Send, UsageError } from "./terminal.ts";
 import { isRead } from "./words.ts";
 
 /** Where the agent listens when nobody says otherwise. */
@@ -31,6 +32,7 @@ export type Unanswered = (verb: string, why: string, id?: string) => CliError;
 export interface Door extends AsyncDisposable {
   args: string[];
   send: Send;
+  attach: Attach;
 }
 
 /** Takes the door's flags off the words and opens it. Throws `UsageError`, or `CliError` unreachable. */
@@ -52,7 +54,7 @@ export async function openDoor(words: string[], io: Io): Promise<Door> {
       unanswered,
       io.signal,
     );
-    return { args, send: remote.send, [Symbol.asyncDispose]: () => remote.close() };
+    return { args, send: remote.send, attach: remote.attach, [Symbol.asyncDispose]: () => remote.close() };
   }
   const path = flags.socket ?? SOCKET_PATH;
   const as = whoAsks(io.env);
@@ -72,7 +74,9 @@ export async function openDoor(words: string[], io: Io): Promise<Door> {
       throw new CliError(EXIT.unreachable, `agent: ${unreachable(path, cause)}`, { cause });
     }
   };
-  return { args, send, [Symbol.asyncDispose]: async () => undefined };
+  const attach: Attach = (what, { reason } = {}) =>
+    attachLocally(path, { ...what, as, ...(reason === undefined ? {} : { reason }) }, io.signal);
+  return { args, send, attach, [Symbol.asyncDispose]: async () => undefined };
 }
 
 /** The name that goes into the audit log. Whoever can open the socket may say any: they own the machine. */

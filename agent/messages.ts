@@ -128,6 +128,32 @@ const UpdateState = v.object({
   latest_version: v.optional(v.string()),
 });
 
+export const CONSOLE_STATES = ["up", "gone"] as const;
+export const ConsoleState = v.object({
+  v: v.literal(1),
+  name: v.string(),
+  device: v.string(),
+  baud: v.number(),
+  outlet: v.optional(OutletName),
+  state: v.picklist(CONSOLE_STATES),
+  error: v.optional(v.pipe(v.string(), v.description("Why the line is gone"))),
+  writer: v.nullable(v.pipe(v.string(), v.description("Who may type"))),
+  readers: v.pipe(v.number(), v.description("Attached, the writer not counted")),
+  since: v.optional(v.pipe(Time, v.description("Since when it is up or gone"))),
+});
+export type ConsoleState = v.InferOutput<typeof ConsoleState>;
+
+const StackState = v.object({
+  v: v.literal(1),
+  hat: v.optional(v.pipe(v.string(), v.description("What the HAT's EEPROM says it is"))),
+  role: v.pipe(
+    v.boolean(),
+    v.description("This node beats the heart of a Pi Stack and obeys its shutdown line"),
+  ),
+  beating: v.boolean(),
+  error: v.optional(v.string()),
+});
+
 /** How one kind of message travels and what is in it. */
 export interface Kind {
   schema: v.GenericSchema;
@@ -203,6 +229,20 @@ export const KINDS = {
     retain: true,
     instance: "main",
     summary: "What this node installs; published by nodes with slots, read by the controller of their supply",
+  },
+  "state/console": {
+    schema: ConsoleState,
+    qos: 1,
+    retain: true,
+    instance: "<name>",
+    summary: "One serial line, and who is attached to it",
+  },
+  "state/stack": {
+    schema: StackState,
+    qos: 1,
+    retain: true,
+    instance: "main",
+    summary: "This node's own place in a Pi Stack",
   },
   alarm: {
     schema: Alarm,

@@ -11,7 +11,7 @@ import { dial } from "./mqtt/dial.ts";
 import type { Incoming } from "./mqtt/message.ts";
 import { sealCommand } from "./sign/envelope.ts";
 import { openKey, type SigningKey } from "./sign/keys.ts";
-import { CliError, EXIT, type Send, UsageError } from "./terminal.ts";
+import { type Attach, CliError, EXIT, type Send, UsageError } from "./terminal.ts";
 
 /** What is stored about the node arrives within this time, or the node is unknown there. */
 const INFO_MS = 3000;
@@ -29,7 +29,7 @@ export async function openRemote(
   flags: Place,
   unanswered: Unanswered,
   signal: AbortSignal,
-): Promise<{ send: Send; close(): Promise<void> }> {
+): Promise<{ send: Send; attach: Attach; close(): Promise<void> }> {
   const config = mqttOf(flags);
   const base = `${ROOT}/${flags.site}/${flags.node}`;
   const key = flags.key === undefined ? undefined : await openKey(flags.key, { signal });
@@ -76,7 +76,10 @@ export async function openRemote(
     void link.closed.then((cause) => inbox.fail(id, lost(cause.message)));
     return answer;
   };
-  return { send, close };
+  const attach: Attach = async () => {
+    throw new CliError(EXIT.failed, "no consoles over MQTT yet");
+  };
+  return { send, attach, close };
 }
 
 /** The flags that stand for keys of a configuration. */

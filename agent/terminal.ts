@@ -3,6 +3,7 @@
  * stdout is what was asked for, stderr is everything else.
  */
 import type { CommandResult } from "./commands.ts";
+import type { Channel } from "./console/channel.ts";
 
 /** The program's only exit codes; later verbs extend this table and never reuse a number. */
 export const EXIT = {
@@ -50,6 +51,12 @@ export type Send = (
   options?: { reason?: string; onProgress?: (progress: CommandResult) => void; timeoutMs?: number },
 ) => Promise<CommandResult>;
 
+/** Attaches to a console through whichever door the flags chose. Throws `CliError` where `console.open` was refused. */
+export type Attach = (
+  args: { console: string; mode: "write" | "read"; force?: boolean; replay_lines?: number },
+  options?: { reason?: string },
+) => Promise<Channel>;
+
 /** One verb of the command line, `power status`; flags common to all doors are taken off before `run`. */
 export interface CliVerb {
   /** Words that select it, one or two. */
@@ -59,7 +66,7 @@ export interface CliVerb {
   summary: string;
   /** Needs a running agent (a door), or works by itself on the day the agent does not start. */
   needsAgent: boolean;
-  run(context: { args: string[]; io: Io; json: boolean; send: Send }): Promise<Exit>;
+  run(context: { args: string[]; io: Io; json: boolean; send: Send; attach: Attach }): Promise<Exit>;
 }
 
 /** The exit code a command's answer means. */
@@ -74,6 +81,8 @@ export function exitOf(result: Pick<CommandResult, "state" | "code">): Exit {
 const CODE_EXITS: Record<string, Exit> = {
   "bad-args": EXIT.usage,
   "unknown-verb": EXIT.usage,
+  "unknown-console": EXIT.usage,
+  "unknown-gpio": EXIT.usage,
   "unknown-outlet": EXIT.usage,
   locked: EXIT.busy,
   busy: EXIT.busy,

@@ -1,7 +1,11 @@
 /** Opens the real machine. What a board, kernel or permission lacks is absent, never an error. */
 import { closeSync, openSync, readdirSync, readlinkSync, readSync, statfsSync, writeFileSync } from "node:fs";
-import { type Libc, openLibc } from "./native/libc.ts";
-import { type Hal, HalError, type Machine } from "./ports.ts";
+import { listGpio, openGpio } from "./gpio.ts";
+import { openHeart } from "./heart.ts";
+import { openI2cLink } from "./i2c.ts";
+import { kernelClock, mailbox } from "./native/libc.ts";
+import type { Hal, Machine } from "./ports.ts";
+import { openLine, openSerialLink } from "./serial.ts";
 
 /** The hardware of the node this runs on. */
 export function openLinux(): Hal {
@@ -9,18 +13,12 @@ export function openLinux(): Hal {
   return {
     kind: "linux",
     machine,
-    openSerial: async (device) => {
-      throw new HalError(
-        "absent",
-        `${device}: this version carries no serial links on real hardware yet; use the driver sim with --hal sim`,
-      );
-    },
-    openI2c: async (device) => {
-      throw new HalError(
-        "absent",
-        `${device}: this version carries no I²C links on real hardware yet; use the driver sim with --hal sim`,
-      );
-    },
+    openSerial: (device, options) => openSerialLink(device, options),
+    openLine: (device, settings, events) => openLine(device, settings, events),
+    openI2c: (device) => openI2cLink(device),
+    listGpio: () => listGpio(),
+    openGpio: (gpio, use) => openGpio(gpio, use),
+    openHeart: (gpio, times) => openHeart(gpio, times),
     close: async () => machine.close(),
   };
 }
@@ -34,7 +32,6 @@ class LinuxMachine implements Machine {
   readonly serial: string | undefined;
   readonly bootId: string;
   readonly #files = new KernelFiles();
-  #libc: Libc | undefined;
   /** The LED while it blinks for somebody, and what drove it before. */
   #led: { path: string; before: string } | undefined;
 
@@ -73,14 +70,12 @@ class LinuxMachine implements Machine {
   }
 
   clock(): { synced: boolean; offsetSeconds?: number } {
-    this.#libc ??= openLibc();
     // A clock that cannot be asked about is one that nobody vouches for.
-    return this.#libc.clock() ?? { synced: false };
+    return kernelClock() ?? { synced: false };
   }
 
   throttled(): { word: number; source: "mailbox" | "sysfs" } | undefined {
-    this.#libc ??= openLibc();
-    const word = this.#libc.mailbox(GET_THROTTLED);
+    const word = mailbox(GET_THROTTLED);
     if (word !== undefined) return { word, source: "mailbox" };
     const text = this.#text(THROTTLED_FILE);
     return text && /^[0-9a-f]{1,8}$/i.test(text)

@@ -40,6 +40,71 @@ export interface SerialLink {
   close(): Promise<void>;
 }
 
+/** How a serial line talks. Baud rates are any the adapter can make, not only the named ones. */
+export interface LineSettings {
+  baud: number;
+  data_bits: 5 | 6 | 7 | 8;
+  parity: "none" | "even" | "odd";
+  stop_bits: 1 | 2;
+  flow: "none" | "rtscts" | "xonxoff";
+}
+
+/** What an open serial line tells, as it happens. Neither may throw. */
+export interface LineEvents {
+  /** Bytes as they came, and only then; the array is the receiver's to keep. */
+  bytes(chunk: Uint8Array): void;
+  /** Unplugged, hung up or failed: nothing comes any more. Said once, never after `close`. */
+  gone(error: HalError): void;
+}
+
+/** A serial line as a stream in both directions: a console. What is written arrives in the order of the calls. */
+export interface SerialLine {
+  /** Resolves when the kernel has taken all of it. Rejects: `io` when the line is gone, `timeout` when it took nothing for 10 s (flow control). */
+  write(bytes: Uint8Array): Promise<void>;
+  /** Holds the line in its break state. */
+  sendBreak(ms: number): Promise<void>;
+  /** Sets the lines that are named and leaves the other. */
+  setLines(lines: { dtr?: boolean; rts?: boolean }): Promise<void>;
+  change(settings: Partial<LineSettings>): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** What the kernel says of one GPIO line, by its number on the SoC (BCM). */
+export interface GpioFacts {
+  gpio: number;
+  /** Name in the device tree: `GPIO17`, `ID_SDA`. */
+  name?: string;
+  /** Who holds it: a driver of the kernel, or a program. */
+  consumer?: string;
+  direction: "in" | "out" | "unknown";
+}
+
+/** How a GPIO line is opened. `as-is` changes nothing: the way to a relay that must not click when an agent starts. */
+export type GpioUse =
+  | { direction: "as-is" }
+  | { direction: "in"; edge?: "rising" | "falling" | "both"; bias?: "pull-up" | "pull-down" | "none" }
+  | { direction: "out"; initial: 0 | 1 };
+
+/** An open GPIO line. */
+export interface GpioLine {
+  readonly gpio: number;
+  read(): Promise<0 | 1>;
+  /** Drives the line; one that was opened `as-is` becomes an output at once with this level. */
+  write(value: 0 | 1): Promise<void>;
+  /** Calls back at each edge it was opened for, until closed; edges that the kernel merged are told once. */
+  onEdge(happened: (value: 0 | 1) => void): void;
+  /** Gives the line back; it keeps its level and direction where the kernel lets it. */
+  close(): Promise<void>;
+}
+
+/** A heartbeat on a GPIO line, from a thread of its own. */
+export interface Heart {
+  /** The event loop lives; without this for `deadMs` the heart stops, and starts again with the next. */
+  alive(): void;
+  /** The line is low and given back. */
+  close(): Promise<void>;
+}
+
 /** An I²C bus: write, then read `read` bytes (0 to 32) without letting go of the bus. */
 export interface I2cLink {
   exchange(device: number, write: Uint8Array, read: number): Promise<Uint8Array>;
@@ -114,9 +179,15 @@ export interface PowerController {
 
 /** One power bus as configured. */
 export interface PowerBus {
-  driver: "pistack-rs485" | "pistack-i2c" | "clusterctrl" | "clusterhat" | "sim";
-  /** What `Hal.openSerial` or `Hal.openI2c` is asked for: `/dev/ttyUSB0`, `/dev/i2c-1`; ignored by `sim`. */
+  driver: "pistack-rs485" | "pistack-i2c" | "clusterctrl" | "clusterhat" | "gpio" | "sim";
+  /** What `Hal.openSerial` or `Hal.openI2c` is asked for: `/dev/ttyUSB0`, `/dev/i2c-1`; ignored by `gpio` and `sim`. */
   device: string;
+  /** `pistack-rs485`: what RTS is while we send, where the adapter does not turn the bus around by itself. */
+  rts?: "high" | "low" | undefined;
+  /** `gpio`: the BCM line of each relay; the n-th is outlet `<board>.<n>`. */
+  lines?: readonly number[] | undefined;
+  /** `gpio`: a low level switches on. */
+  active_low?: boolean | undefined;
   /** Board numbers on this bus, in rack order. */
   boards: readonly number[];
   /** Pi Stack hardware version, 2 or 3: the outlets' voltage dividers differ. */
@@ -157,8 +228,17 @@ export interface Machine {
 export interface Hal {
   readonly kind: "linux" | "sim";
   readonly machine: Machine;
-  openSerial(device: string): Promise<SerialLink>;
+  /** A half-duplex bus at 9600 baud 8N1, as the Pi Stack's RS-485. With `rts` the line is driven so while we send. */
+  openSerial(device: string, options?: { rts?: "high" | "low" | undefined }): Promise<SerialLink>;
+  /** A console's line. Throws `absent` without the device, `busy` when another program holds it, `io`. */
+  openLine(device: string, settings: LineSettings, events: LineEvents): Promise<SerialLine>;
   openI2c(device: string): Promise<I2cLink>;
+  /** Every GPIO line of the SoC; empty where the kernel shows none. */
+  listGpio(): Promise<GpioFacts[]>;
+  /** Throws `absent` for a line nobody has, `busy` for one that is taken (by whom stands in the message), `io`. */
+  openGpio(gpio: number, use: GpioUse): Promise<GpioLine>;
+  /** Beats on a line: high for `highMs` every `everyMs`, however busy the event loop is. */
+  openHeart(gpio: number, times: { everyMs: number; highMs: number; deadMs: number }): Promise<Heart>;
   /** The simulated stack itself as a controller, for the driver `sim`; absent on real hardware. */
   openStack?(boards: readonly number[]): Promise<PowerController>;
   close(): Promise<void>;

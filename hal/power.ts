@@ -1,5 +1,6 @@
 import { clusterctrl } from "./clusterctrl.ts";
 import { clusterhat } from "./clusterhat.ts";
+import { gpioRelays } from "./gpio-relays.ts";
 import { pistackI2c } from "./pistack-i2c.ts";
 import { pistackRs485 } from "./pistack-rs485.ts";
 import {
@@ -17,7 +18,7 @@ type Driver = (hal: Hal, bus: PowerBus) => Promise<PowerController>;
 const DRIVERS: Record<PowerBus["driver"], Driver> = {
   "pistack-rs485": async (hal, bus) =>
     pistackRs485(
-      reopening(bus.device, () => hal.openSerial(bus.device)),
+      reopening(bus.device, () => hal.openSerial(bus.device, { rts: bus.rts })),
       bus,
     ),
   "pistack-i2c": async (hal, bus) =>
@@ -35,6 +36,7 @@ const DRIVERS: Record<PowerBus["driver"], Driver> = {
       reopening(bus.device, () => hal.openI2c(bus.device)),
       bus,
     ),
+  gpio: async (hal, bus) => gpioRelays(hal, bus),
   sim: async (hal, bus) => {
     if (!hal.openStack) throw new HalError("absent", "driver sim: only with --hal sim");
     return hal.openStack(bus.boards);

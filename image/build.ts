@@ -19,7 +19,8 @@ export async function build(target: Target): Promise<string> {
   await mkdir(join(root, "dist"), { recursive: true });
   const facts = await provenance();
   const result = await Bun.build({
-    entrypoints: [join(root, "agent/main.ts")],
+    // The second is started as a thread: hal/native/threads.ts
+    entrypoints: [join(root, "agent/main.ts"), join(root, "hal/native/worker.ts")],
     compile: {
       target: `bun-linux-${target}` as Bun.Build.CompileTarget,
       outfile,

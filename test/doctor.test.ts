@@ -146,6 +146,7 @@ describe("the verb", () => {
       args,
       json,
       send: () => Promise.reject(new Error("doctor asks no agent")),
+      attach: () => Promise.reject(new Error("doctor asks no agent")),
       io: {
         out: (text) => (out += text),
         err: () => undefined,

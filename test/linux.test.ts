@@ -15,7 +15,7 @@ import { textOf } from "../agent/telemetry/cursor.ts";
 import { GROUPS } from "../agent/telemetry/metrics.ts";
 import { createSampler } from "../agent/telemetry/sampler.ts";
 import { openLinux } from "../hal/linux.ts";
-import { openLibc } from "../hal/native/libc.ts";
+import { kernelClock, mailbox } from "../hal/native/libc.ts";
 import { failure } from "./fakes.ts";
 
 const open: (() => void)[] = [];
@@ -147,14 +147,14 @@ test("what is not there is absent, whatever is asked", () => {
 });
 
 test("the C library answers, and the kernel's clock is asked through it", () => {
-  const clock = openLibc().clock();
+  const clock = kernelClock();
   expect(clock).toBeDefined();
   expect(Math.abs(clock?.offsetSeconds ?? Number.NaN)).toBeLessThan(1000);
   expect(linux().clock()).toMatchObject({ synced: clock?.synced ?? false });
 });
 
 test.skipIf(existsSync("/dev/vcio"))("without the firmware's mailbox there is no throttle word", () => {
-  expect(openLibc().mailbox(0x00030046)).toBeUndefined();
+  expect(mailbox(0x00030046)).toBeUndefined();
   expect(linux().throttled()).toBeUndefined();
 });
 

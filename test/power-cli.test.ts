@@ -67,7 +67,13 @@ function terminal(b: Bench, who = "local:alice") {
       signal,
     };
     const args = words.slice(verb.words.split(" ").length).map((word) => word.replaceAll("_", " "));
-    const exit: Exit = await verb.run({ args, io, json, send });
+    const exit: Exit = await verb.run({
+      args,
+      io,
+      json,
+      send,
+      attach: () => Promise.reject(new Error("power attaches to no console")),
+    });
     return { exit, out, err };
   };
   const type = (line: string, options?: Parameters<typeof begin>[1]) => b.finish(begin(line, options));

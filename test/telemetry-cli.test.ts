@@ -15,6 +15,7 @@ async function once(args: string[], options: { json?: boolean; config?: object }
     args,
     json: options.json ?? false,
     send: () => Promise.reject(new Error("telemetry once asks no agent")),
+    attach: () => Promise.reject(new Error("telemetry once asks no agent")),
     io: {
       out: (text) => (out += text),
       err: () => undefined,

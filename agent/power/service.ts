@@ -11,7 +11,7 @@ import type { BusCounters, OutletId, PowerController } from "../../hal/ports.ts"
 import type { Command } from "../commands.ts";
 import type { Config } from "../config.ts";
 import type { Log } from "../log.ts";
-import { KINDS, type Publish, type RaiseAlarm, type Tell } from "../messages.ts";
+import { KINDS, type Lock, type Publish, type RaiseAlarm, type Tell } from "../messages.ts";
 import type { Part } from "../parts.ts";
 import type { Store } from "../store.ts";
 import type { Outlet } from "./outlet.ts";
@@ -48,6 +48,10 @@ export interface PowerService {
   /** What a node that one of the outlets feeds said on MQTT. */
   heard(node: string, kind: Heard, payload: string): void;
   outlets: readonly OutletId[];
+  /** Who has reserved an outlet. */
+  lockOf(outlet: OutletId): Lock | undefined;
+  /** Calls back when something happens to an outlet, in words for a mark: `off by alice (kernel test)`. */
+  onChange(happened: (outlet: OutletId, what: string) => void): void;
   /** Of all buses together. */
   counters(): BusCounters;
 }
@@ -62,6 +66,8 @@ export function createPowerService(options: PowerOptions): PowerService {
     part: poll(stack, options),
     commands: powerCommands(stack, options),
     outlets: [...stack.outlets.keys()],
+    lockOf: (outlet) => stack.locks.of(outlet),
+    onChange: () => undefined,
     heard: (node, kind, payload) => {
       const outlet = [...stack.outlets.values()].find((one) => one.node === node);
       if (!outlet) return;

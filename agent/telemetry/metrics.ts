@@ -146,6 +146,17 @@ export const METRICS = {
       rail_volts: gauge("Voltage of the board's own 5 V rail"),
     },
   },
+  console: {
+    instance: "<console>",
+    summary: "One serial line since the agent started",
+    keys: {
+      up: gauge("1 while the line is open"),
+      rx_bytes_total: counter("Bytes that came from the line"),
+      tx_bytes_total: counter("Bytes that were written to it"),
+      skipped_bytes_total: counter("Bytes that slow readers were not shown, summed over them"),
+      readers: gauge("Attached now, the writer among them"),
+    },
+  },
   agent: {
     instance: "main",
     summary: "What this agent costs and how it fares",
@@ -157,6 +168,7 @@ export const METRICS = {
       dropped_total: counter("Messages lost because the buffer was full"),
       events_buffered: gauge("Events and alarms that wait for the broker"),
       bus_errors_total: counter("Exchanges on the power buses that failed"),
+      serial_errors_total: counter("Times that a console's line went away"),
       sample_seconds: gauge("Time it took to take this set of samples"),
     },
   },

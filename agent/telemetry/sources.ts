@@ -27,6 +27,7 @@ export const SOURCES: { [G in Group]: (of: Surroundings) => Found<G>[] } = {
   fan: (of) => main<"fan">(fan(of)),
   // The boards' readings are agent/power's, which publishes them itself.
   power: () => [],
+  console: () => [],
   agent: (of) => main<"agent">(agent(of)),
 };
 

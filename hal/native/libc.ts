@@ -1,12 +1,67 @@
 /**
- * The only file that calls C. Nothing is opened until something is asked; what this system lacks is `undefined`.
+ * The only file that calls C. Nothing is opened until something is asked; what this system lacks is `undefined` or an error.
  *
  * One name serves both C libraries: glibc's is `libc.so.6`, and musl's loader answers with itself to every name that
  * begins with `libc.` (ldso/dynlink.c, load_library), so no second libc can get into the process.
- * Calls block the event loop: only what returns at once belongs here.
+ * Calls block their thread: on the event loop only what returns at once may be called; `worker.ts` has the others.
  */
-import { dlopen } from "bun:ffi";
+import { dlopen, type Pointer, ptr, read } from "bun:ffi";
 import { closeSync, openSync } from "node:fs";
+import { getSystemErrorMap } from "node:util";
+
+const SYMBOLS = {
+  adjtimex: { args: ["ptr"], returns: "i32" },
+  epoll_create1: { args: ["i32"], returns: "i32" },
+  epoll_ctl: { args: ["i32", "i32", "i32", "ptr"], returns: "i32" },
+  epoll_wait: { args: ["i32", "ptr", "i32", "i32"], returns: "i32" },
+  eventfd: { args: ["u32", "i32"], returns: "i32" },
+  flock: { args: ["i32", "i32"], returns: "i32" },
+  ioctl: { args: ["i32", "u64", "u64"], returns: "i32" },
+  __errno_location: { args: [], returns: "ptr" },
+} as const;
+
+type Symbols = ReturnType<typeof dlopen<typeof SYMBOLS>>["symbols"];
+
+let loaded: Symbols | undefined;
+
+/** The C library this process already runs on. Throws where the runtime cannot call it (JIT turned off). */
+export function libc(): Symbols {
+  loaded ??= dlopen("libc.so.6", SYMBOLS).symbols;
+  return loaded;
+}
+
+/** An error of the kernel as Node's own look: `code` ENXIO, `errno` -6, `syscall`. */
+export function systemError(syscall: string, errno: number, about = ""): NodeJS.ErrnoException {
+  const [code, words] = getSystemErrorMap().get(-errno) ?? [`E${errno}`, `error ${errno}`];
+  const error: NodeJS.ErrnoException = new Error(`${code}: ${words}, ${syscall}${about && ` ${about}`}`);
+  return Object.assign(error, { code, errno: -errno, syscall });
+}
+
+/** Why the last call on this thread failed. To be asked at once, before anything else is called. */
+export function lastErrno(): number {
+  const at = libc().__errno_location();
+  return at === null ? 0 : read.i32(at);
+}
+
+/** What a call returned; throws `systemError` when it was negative. */
+export function checked(syscall: string, result: number, about = ""): number {
+  if (result < 0) throw systemError(syscall, lastErrno(), about);
+  return result;
+}
+
+/** Memory that C may read and write. */
+export type Buffered = NodeJS.TypedArray | DataView;
+
+/** Where a buffer stands in memory, for a structure that points to it. Whoever asks keeps the buffer alive. */
+export function addressOf(buffer: Buffered): number {
+  return Number(ptr(buffer) as Pointer);
+}
+
+/** ioctl(2) that returns at once: `argument` is a structure read and written in place, or a number. Throws `systemError`. */
+export function ioctl(file: number, request: number, argument: Buffered | number, about = ""): number {
+  const value = typeof argument === "number" ? argument : addressOf(argument);
+  return checked("ioctl", libc().ioctl(file, request, value), about);
+}
 
 /** What the kernel says of the clock. */
 export interface KernelClock {
@@ -14,73 +69,50 @@ export interface KernelClock {
   offsetSeconds: number;
 }
 
-/** The calls of the C library that have no Node API. */
-export interface Libc {
-  /** adjtimex(2), reading only. */
-  clock(): KernelClock | undefined;
-  /** One 32-bit word by a firmware mailbox tag, through /dev/vcio (vcmailbox(7)). */
-  mailbox(tag: number): number | undefined;
-}
-
-const SYMBOLS = {
-  adjtimex: { args: ["ptr"], returns: "i32" },
-  ioctl: { args: ["i32", "u64", "ptr"], returns: "i32" },
-} as const;
-
-/** _IOWR(100, 0, char *) with 64-bit pointers: drivers/char/broadcom/vcio.c */
-const IOCTL_MBOX_PROPERTY = 0xc0086400;
-const RESPONSE_OK = 0x80000000;
-
 /** struct timex of 64-bit Linux (linux/timex.h), the same in both libraries. */
 const TIMEX = { size: 208, offset: 8, status: 40 };
 const TIME_ERROR = 5;
 const STA_UNSYNC = 0x0040;
 const STA_NANO = 0x2000;
 
-/** Finds the C library this process already runs on. */
-export function openLibc(): Libc {
-  const symbols = load();
-  return {
-    clock() {
-      if (!symbols) return undefined;
-      const timex = new Uint8Array(TIMEX.size);
-      const state = symbols.adjtimex(timex);
-      if (state < 0) return undefined;
-      const view = new DataView(timex.buffer);
-      const status = view.getInt32(TIMEX.status, true);
-      return {
-        synced: state !== TIME_ERROR && (status & STA_UNSYNC) === 0,
-        offsetSeconds: Number(view.getBigInt64(TIMEX.offset, true)) / (status & STA_NANO ? 1e9 : 1e6),
-      };
-    },
-    mailbox(tag) {
-      if (!symbols) return undefined;
-      const device = openOrNothing("/dev/vcio");
-      if (device === undefined) return undefined;
-      try {
-        // Size, request, tag, size of its value, request, value, end.
-        const message = new Uint32Array([28, 0, tag, 4, 0, 0, 0]);
-        const result = symbols.ioctl(device, IOCTL_MBOX_PROPERTY, message);
-        const [, answer = 0, , , tagAnswer = 0, word] = message;
-        return result >= 0 && answer === RESPONSE_OK && tagAnswer >= RESPONSE_OK ? word : undefined;
-      } finally {
-        closeSync(device);
-      }
-    },
-  };
+/** adjtimex(2), reading only; undefined where nobody can be asked. */
+export function kernelClock(): KernelClock | undefined {
+  return orNothing(() => {
+    const timex = new Uint8Array(TIMEX.size);
+    const state = libc().adjtimex(timex);
+    if (state < 0) return undefined;
+    const view = new DataView(timex.buffer);
+    const status = view.getInt32(TIMEX.status, true);
+    return {
+      synced: state !== TIME_ERROR && (status & STA_UNSYNC) === 0,
+      offsetSeconds: Number(view.getBigInt64(TIMEX.offset, true)) / (status & STA_NANO ? 1e9 : 1e6),
+    };
+  });
 }
 
-function load() {
-  try {
-    return dlopen("libc.so.6", SYMBOLS).symbols;
-  } catch {
-    return undefined;
-  }
+/** _IOWR(100, 0, char *) with 64-bit pointers: drivers/char/broadcom/vcio.c */
+const IOCTL_MBOX_PROPERTY = 0xc0086400;
+const RESPONSE_OK = 0x80000000;
+
+/** One 32-bit word by a firmware mailbox tag, through /dev/vcio (vcmailbox(7)); undefined where there is none. */
+export function mailbox(tag: number): number | undefined {
+  return orNothing(() => {
+    const device = openSync("/dev/vcio", "r");
+    try {
+      // Size, request, tag, size of its value, request, value, end.
+      const message = new Uint32Array([28, 0, tag, 4, 0, 0, 0]);
+      ioctl(device, IOCTL_MBOX_PROPERTY, message);
+      const [, answer = 0, , , tagAnswer = 0, word] = message;
+      return answer === RESPONSE_OK && tagAnswer >= RESPONSE_OK ? word : undefined;
+    } finally {
+      closeSync(device);
+    }
+  });
 }
 
-function openOrNothing(path: string): number | undefined {
+function orNothing<T>(ask: () => T | undefined): T | undefined {
   try {
-    return openSync(path, "r");
+    return ask();
   } catch {
     return undefined;
   }

@@ -1,5 +1,5 @@
 /** Opens a simulated node: a machine and the buses of a stack, in this process. */
-import type { Hal } from "../ports.ts";
+import { type Hal, HalError } from "../ports.ts";
 import { activity, chance } from "./activity.ts";
 import { simController } from "./driver.ts";
 import { I2cBus } from "./i2c.ts";
@@ -58,6 +58,14 @@ export function openSim(options: {
       return bus;
     },
     openI2c: async (device) => new I2cBus(stack, device),
+    openLine: async (device) => {
+      throw new HalError("absent", `${device}: no simulated consoles yet`);
+    },
+    listGpio: async () => [],
+    openGpio: async (gpio) => {
+      throw new HalError("absent", `GPIO${gpio}: no simulated lines yet`);
+    },
+    openHeart: async () => ({ alive: () => undefined, close: async () => undefined }),
     openStack: async (wanted) => simController(stack, wanted),
     close: async () => {
       machine.close();

@@ -1,0 +1,96 @@
+/**
+ * What a console offers to those who attach to it, whatever way they come: the socket, sealed frames on MQTT, RFC 2217, raw TCP.
+ *
+ * Invariants
+ * - One writer, many readers; nobody slow holds up the line, the ring or another reader.
+ * - A mark is told to readers and written to the record; it never goes into the line.
+ */
+import type { LineSettings, OutletId } from "../../hal/ports.ts";
+import type { ConsoleState } from "../messages.ts";
+
+/** Something that happened beside the bytes; shown as `[fruit 2026-11-23T07:00:00Z: TEXT]` on a line of its own. */
+export interface Mark {
+  /** Unix milliseconds. */
+  at: number;
+  kind:
+    | "attach"
+    | "detach"
+    | "takeover"
+    | "skipped"
+    | "gap"
+    | "power"
+    | "break"
+    | "settings"
+    | "line"
+    | "notice";
+  text: string;
+}
+
+/** Who is attached, for `who`. */
+export interface Attached {
+  /** `local:alice`, `key:alice@desk`, `rfc2217:127.0.0.1:51234`. */
+  who: string;
+  door: "socket" | "mqtt" | "rfc2217" | "raw";
+  writes: boolean;
+  /** Unix milliseconds. */
+  since: number;
+  /** Milliseconds since they last typed; absent for somebody who never did. */
+  idleMs?: number;
+  bytesIn: number;
+  bytesOut: number;
+}
+
+/** What a reader is given, in order. */
+export type Item =
+  | {
+      kind: "bytes";
+      bytes: Uint8Array /** Unix milliseconds when they came; absent in a replay of unknown time. */;
+      at?: number;
+    }
+  | { kind: "mark"; mark: Mark }
+  /** The console, or this reader's own right to write, has changed. */
+  | { kind: "view"; view: ConsoleState; mayWrite: boolean };
+
+/** How somebody attaches. */
+export interface AttachOptions {
+  who: string;
+  door: Attached["door"];
+  /** `write` falls back to reading, with a mark that says who writes, unless `force` gives a reason to take over. */
+  wants: "write" | "read";
+  force?: string;
+  /** How much of the ring comes first: lines, 0 for none. */
+  replayLines: number;
+  /** Shows one item; resolves when there is room for the next. While it takes its time, at most 64 KiB wait, then the oldest are skipped with a mark. */
+  take(item: Item): Promise<void>;
+  /** The console let go of this reader: kicked, or the agent stops. */
+  ended(why: string): void;
+}
+
+/** Somebody's hold on a console. What only the writer may do throws `Refusal` busy (or locked) for others, naming who. */
+export interface Attachment {
+  readonly who: string;
+  readonly mayWrite: boolean;
+  /** Resolves when the line took it: whoever types faster than the line is slowed. */
+  write(bytes: Uint8Array): Promise<void>;
+  sendBreak(): Promise<void>;
+  setLines(lines: { dtr?: boolean; rts?: boolean }): Promise<void>;
+  change(settings: Partial<LineSettings>): Promise<void>;
+  /** Takes the right to write from whoever has it. */
+  takeOver(reason: string): void;
+  /** Goes on reading and lets others write. */
+  release(): void;
+  /** Shows so many lines of the ring again. */
+  replay(lines: number): void;
+  /** Leaves; nothing is shown any more. */
+  detach(): void;
+}
+
+/** One serial line, recorded from the agent's start on. */
+export interface Console {
+  readonly name: string;
+  readonly outlet: OutletId | undefined;
+  readonly state: ConsoleState;
+  readonly attached: readonly Attached[];
+  /** Throws `Refusal` busy when too many are attached. */
+  attach(options: AttachOptions): Attachment;
+}

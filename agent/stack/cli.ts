@@ -1,0 +1,4 @@
+import type { CliVerb } from "../terminal.ts";
+
+/** The verbs of `fruit stack`. */
+export const STACK_VERBS: readonly CliVerb[] = [];
