@@ -12,8 +12,12 @@ const VERBS: Record<string, () => Promise<readonly CliVerb[]>> = {
   lock: async () => (await import("./power/cli.ts")).POWER_VERBS,
   unlock: async () => (await import("./power/cli.ts")).POWER_VERBS,
   locks: async () => (await import("./power/cli.ts")).POWER_VERBS,
-  console: async () => (await import("./console/cli.ts")).CONSOLE_VERBS,
+  console: async () => [
+    ...(await import("./nodekey.ts")).NODE_KEY_VERBS,
+    ...(await import("./console/cli.ts")).CONSOLE_VERBS,
+  ],
   gpio: async () => (await import("./gpio/cli.ts")).GPIO_VERBS,
+  i2c: async () => (await import("./i2c/cli.ts")).I2C_VERBS,
   stack: async () => (await import("./stack/cli.ts")).STACK_VERBS,
   telemetry: async () => [
     ...(await import("./telemetry/cli.ts")).TELEMETRY_VERBS,
@@ -143,7 +147,7 @@ async function overview(): Promise<string> {
 ${lines.join("")}
 Add --help to a verb for its words, --json for machines.
 Doors: verbs that ask a running agent use its socket (--socket PATH, FRUIT_SOCKET), or go over MQTT with
-  --broker URL --site S --node N [--key FILE] [--user NAME --password-file FILE] [--ca FILE --cert FILE --tls-key FILE]
+  --broker URL --site S --node N [--key FILE] [--node-key FILE|SHA256:…] [--user NAME --password-file FILE] [--ca FILE --cert FILE --tls-key FILE]
   (each also FRUIT_BROKER, FRUIT_SITE, FRUIT_NODE, FRUIT_KEY …).
 Exit: 0 done · 1 failed · 2 usage · 3 locked or busy · 4 refused by a rule · 5 unconfirmed · 6 unreachable · 7 not authorised · 78 configuration
 `;

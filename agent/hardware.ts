@@ -1,5 +1,8 @@
+import { libcProblem } from "../hal/native/libc.ts";
 import { type Hal, HalError } from "../hal/ports.ts";
 import { type Config, parseConfig } from "./config.ts";
+import type { Log } from "./log.ts";
+import type { RaiseAlarm } from "./messages.ts";
 import { CliError, EXIT, type Io, UsageError } from "./terminal.ts";
 
 /**
@@ -29,4 +32,12 @@ export async function openHardware(
   } catch (cause) {
     throw cause instanceof HalError ? new CliError(EXIT.config, `sim: ${cause.message}`, { cause }) : cause;
   }
+}
+
+/** Says it as an alarm where the runtime's settings keep the agent from all hardware: only a person can undo that. */
+export function reportNative(hal: Pick<Hal, "kind">, alarm: RaiseAlarm, log: Log): void {
+  if (hal.kind !== "linux") return;
+  const problem = libcProblem();
+  alarm("native", problem === undefined ? null : { severity: "critical", message: problem });
+  if (problem !== undefined) log("error", "native.unusable", { error: problem });
 }

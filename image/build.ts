@@ -13,14 +13,23 @@ export type Target = (typeof TARGETS)[number];
 
 const root = join(import.meta.dir, "..");
 
+/** What goes into every executable, and how; the same sources give the same bytes. */
+export const BUNDLE = {
+  // The second is started as a thread: hal/native/threads.ts
+  entrypoints: [join(root, "agent/main.ts"), join(root, "hal/native/worker.ts")],
+  // Used under Node only (hal/native/runtime.ts): their `.node` files are of no use here
+  external: ["bindings-of-node", "@serialport/bindings-cpp"],
+  minify: true,
+  format: "esm" as const,
+};
+
 /** Builds one executable and returns its path. Throws with the compiler's words when it does not build. */
 export async function build(target: Target): Promise<string> {
   const outfile = join(root, "dist", `fruit-linux-${target}`);
   await mkdir(join(root, "dist"), { recursive: true });
   const facts = await provenance();
   const result = await Bun.build({
-    // The second is started as a thread: hal/native/threads.ts
-    entrypoints: [join(root, "agent/main.ts"), join(root, "hal/native/worker.ts")],
+    ...BUNDLE,
     compile: {
       target: `bun-linux-${target}` as Bun.Build.CompileTarget,
       outfile,
@@ -29,9 +38,7 @@ export async function build(target: Target): Promise<string> {
       autoloadPackageJson: false,
       autoloadTsconfig: false,
     },
-    minify: true,
     bytecode: true,
-    format: "esm",
     define: { FRUIT_BUILD: JSON.stringify(facts) },
     throw: false,
   });

@@ -5,9 +5,10 @@
  * begins with `libc.` (ldso/dynlink.c, load_library), so no second libc can get into the process.
  * Calls block their thread: on the event loop only what returns at once may be called; `worker.ts` has the others.
  */
-import { dlopen, type Pointer, ptr, read } from "bun:ffi";
+import type * as Ffi from "bun:ffi";
 import { closeSync, openSync } from "node:fs";
 import { getSystemErrorMap } from "node:util";
+import { isBun } from "./runtime.ts";
 
 const SYMBOLS = {
   adjtimex: { args: ["ptr"], returns: "i32" },
@@ -20,14 +21,50 @@ const SYMBOLS = {
   __errno_location: { args: [], returns: "ptr" },
 } as const;
 
-type Symbols = ReturnType<typeof dlopen<typeof SYMBOLS>>["symbols"];
+type Symbols = ReturnType<typeof Ffi.dlopen<typeof SYMBOLS>>["symbols"];
 
-let loaded: Symbols | undefined;
+/** The C library as this thread has it. */
+interface Library {
+  symbols: Symbols;
+  ffi: typeof Ffi;
+  /** Where this thread's errno is; it stays there. */
+  errno: Ffi.Pointer;
+}
 
-/** The C library this process already runs on. Throws where the runtime cannot call it (JIT turned off). */
+let loaded: Library | undefined;
+
+/** The C library this process already runs on. Throws, with what to do, where it cannot be called. */
 export function libc(): Symbols {
-  loaded ??= dlopen("libc.so.6", SYMBOLS).symbols;
+  return library().symbols;
+}
+
+/** Why C cannot be called here, and what to do; undefined where it can. */
+export function libcProblem(): string | undefined {
+  try {
+    libc();
+    return undefined;
+  } catch (cause) {
+    return (cause as Error).message;
+  }
+}
+
+function library(): Library {
+  loaded ??= load();
   return loaded;
+}
+
+function load(): Library {
+  if (!isBun) throw new Error("C is called under Bun only; under Node the packages bring their own");
+  // Not imported: Node, which has no such module, loads this file too.
+  const ffi = process.getBuiltinModule("bun:ffi" as "fs") as unknown as typeof Ffi;
+  try {
+    const { symbols } = ffi.dlopen("libc.so.6", SYMBOLS);
+    return { symbols, ffi, errno: symbols.__errno_location() as Ffi.Pointer };
+  } catch (cause) {
+    const { message } = cause as Error;
+    const remedy = message.includes("JIT") ? "; start it without BUN_JSC_useJIT=0" : "";
+    throw new Error(`the C library cannot be called (${message})${remedy}`, { cause });
+  }
 }
 
 /** An error of the kernel as Node's own look: `code` ENXIO, `errno` -6, `syscall`. */
@@ -39,8 +76,8 @@ export function systemError(syscall: string, errno: number, about = ""): NodeJS.
 
 /** Why the last call on this thread failed. To be asked at once, before anything else is called. */
 export function lastErrno(): number {
-  const at = libc().__errno_location();
-  return at === null ? 0 : read.i32(at);
+  const { ffi, errno } = library();
+  return ffi.read.i32(errno);
 }
 
 /** What a call returned; throws `systemError` when it was negative. */
@@ -54,7 +91,7 @@ export type Buffered = NodeJS.TypedArray | DataView;
 
 /** Where a buffer stands in memory, for a structure that points to it. Whoever asks keeps the buffer alive. */
 export function addressOf(buffer: Buffered): number {
-  return Number(ptr(buffer) as Pointer);
+  return Number(library().ffi.ptr(buffer));
 }
 
 /** ioctl(2) that returns at once: `argument` is a structure read and written in place, or a number. Throws `systemError`. */

@@ -1,87 +1,205 @@
 /**
  * The event loop's side of `worker.ts`: waiting for files, and calls that block. One thread each for the whole process,
  * started when first used: the one state a module of ours keeps, because the packages that use it (`i2c-bus`, `epoll`
- * for `onoff`) hand nothing through. Neither keeps the process alive.
+ * for `onoff`) hand nothing through. A thread that fails takes along what waits for it, with its reason, and the next
+ * use starts another.
  */
 import { closeSync, writeSync } from "node:fs";
-import { checked, libc, systemError } from "./libc.ts";
-import { EPOLL_EVENT, type Order, STOP_TOKEN } from "./worker.ts";
+import { setTimeout as sleep } from "node:timers/promises";
+import { addressOf, type Buffered, checked, libc, systemError } from "./libc.ts";
+import { BEAT, EPOLL_EVENT, type Failure, type Order, STOP_TOKEN } from "./worker.ts";
 
-/** epoll(7) events. Errors and hang-ups are reported whether asked for or not. */
-export const EPOLL = { in: 0x001, pri: 0x002, out: 0x004, err: 0x008, hup: 0x010, rdhup: 0x2000 } as const;
+/** epoll(7) events. Errors and hang-ups are reported whether asked for or not; `et` tells of changes only, and of each. */
+export const EPOLL = {
+  in: 0x001,
+  pri: 0x002,
+  out: 0x004,
+  err: 0x008,
+  hup: 0x010,
+  rdhup: 0x2000,
+  et: 0x80000000,
+} as const;
 const CTL = { add: 1, del: 2, mod: 3 };
 const ONESHOT = 1 << 30;
 const EFD_CLOEXEC_NONBLOCK = 0o2004000;
 const EPOLL_CLOEXEC = 0o2000000;
 /** Events taken in one turn. */
 const MOST_EVENTS = 64;
+/** Calls that wait for the calling thread; past that the callers wait for something that is stuck. */
+const MOST_CALLS = 64;
+const EAGAIN = 11;
+/** A beating thread notices at once that it is to stop; past this it hangs. */
+const BEAT_STOP_MS = 1000;
 
 /** A file that is waited for. */
 export interface Watch {
-  /** Waits once for any of these `EPOLL` events; again after each call of `ready`. Replaces what was waited for. */
+  /**
+   * Waits once for any of these `EPOLL` events; again after each call of `ready`. Replaces what was waited for.
+   * Throws `systemError`, or why the thread has failed.
+   */
   arm(events: number): void;
-  /** Nothing is told any more; the file may be closed. */
+  /** Nothing is told any more. To be called before the file is closed: its number may be another file's afterwards. */
   close(): void;
 }
 
-/** Tells when a file is ready, without the event loop waiting for it. Throws `systemError` for a file that cannot be waited for. */
-export function watch(file: number, ready: (events: number) => void): Watch {
+/**
+ * Tells when a file is ready, without the event loop waiting for it. `ready` must not throw; it is called with
+ * `EPOLL.err` as well when the thread has failed. Throws `systemError` for a file that cannot be waited for.
+ * With `keepsAlive` the process does not end while it waits.
+ */
+export function watch(
+  file: number,
+  ready: (events: number) => void,
+  options: { keepsAlive?: boolean } = {},
+): Watch {
   waiting ??= new Waiting();
-  return waiting.watch(file, ready);
+  return waiting.watch(file, ready, options.keepsAlive ?? false);
 }
 
-/** ioctl(2) that may take long, off the event loop, one after the other. `about` is for the error. Keep the argument's buffers until it settles. */
-export function ioctlAside(file: number, request: number, argument: number, about = ""): Promise<number> {
+/**
+ * ioctl(2) that may take long, off the event loop, one after the other; `about` is for the error. The memory of
+ * `argument` and of `holding`, which it points to, is kept until it settles. Rejects with `systemError`, EAGAIN when
+ * too many wait.
+ */
+export async function ioctlAside(
+  file: number,
+  request: number,
+  argument: Buffered | number,
+  about = "",
+  holding: readonly Buffered[] = [],
+): Promise<number> {
   calling ??= new Calling();
-  return calling.ioctl(file, request, argument, about);
+  return calling.ioctl({ file, request, argument, about, holding });
+}
+
+/**
+ * Drives a GPIO line high for `highMs` every `everyMs` from a thread of its own, by the ioctl `request` or by writing to
+ * the file, and rests while `alive` was not called for `deadMs`. `alive` says why it has failed, once it has. After
+ * `stop` the line is low, and nobody drives it.
+ */
+export function beatOn(
+  { file, request = 0 }: { file: number; request?: number },
+  times: { everyMs: number; highMs: number; deadMs: number },
+): { alive(): Error | undefined; stop(): Promise<void> } {
+  const words = new Int32Array(new SharedArrayBuffer(8));
+  const { promise: ended, resolve: end } = Promise.withResolvers<void>();
+  let failure: Error | undefined;
+  const over = (reason?: Error) => {
+    failure = reason;
+    end();
+  };
+  const heard = (why: string) => over(why ? new Error(why) : undefined);
+  const worker = startThread("that beats the heart", heard, over);
+  order(worker, { role: "beat", file, request, words, ...times });
+  return {
+    alive: () => {
+      Atomics.add(words, BEAT.alive, 1);
+      return failure;
+    },
+    stop: async () => {
+      Atomics.store(words, BEAT.stop, 1);
+      Atomics.notify(words, BEAT.stop);
+      await Promise.race([ended, sleep(BEAT_STOP_MS, undefined, { ref: false })]);
+      worker.terminate();
+    },
+  };
 }
 
 let waiting: Waiting | undefined;
 let calling: Calling | undefined;
 
+interface Watching {
+  ready: (events: number) => void;
+  /** What is waited for; 0 once it was told. */
+  armed: number;
+  keepsAlive: boolean;
+}
+
 class Waiting {
   readonly #epoll: number;
   readonly #stop: number;
-  readonly #worker: Worker;
-  readonly #watches = new Map<number, (events: number) => void>();
+  readonly #worker: Thread;
+  readonly #watches = new Map<number, Watching>();
+  /** Who waits for a file now: a number whose file was closed may be waited for anew. */
+  readonly #tokens = new Map<number, number>();
   #lastToken = STOP_TOKEN;
+  #failure: Error | undefined;
 
   constructor() {
     this.#epoll = checked("epoll_create1", libc().epoll_create1(EPOLL_CLOEXEC));
     this.#stop = checked("eventfd", libc().eventfd(0, EFD_CLOEXEC_NONBLOCK));
     this.#control(CTL.add, this.#stop, EPOLL.in, STOP_TOKEN);
-    this.#worker = startThread(({ data }: { data: number[] }) => {
-      for (let at = 0; at < data.length; at += 2) this.#watches.get(data[at] ?? -1)?.(data[at + 1] ?? 0);
-    });
-    order(this.#worker, { role: "wait", epoll: this.#epoll, most: MOST_EVENTS });
-  }
-
-  watch(file: number, ready: (events: number) => void): Watch {
-    // A token, not the file's number: that may be another file's by the time the news arrives.
-    const token = ++this.#lastToken;
-    this.#control(CTL.add, file, ONESHOT, token);
-    this.#watches.set(token, ready);
-    return {
-      arm: (events) => {
-        if (this.#watches.has(token)) this.#control(CTL.mod, file, events | ONESHOT, token);
-      },
-      close: () => {
-        if (!this.#watches.delete(token)) return;
-        this.#control(CTL.del, file, 0, token);
-        if (this.#watches.size === 0) this.#end();
-      },
-    };
-  }
-
-  #end(): void {
-    if (waiting === this) waiting = undefined;
-    writeSync(this.#stop, new Uint8Array(new BigUint64Array([1n]).buffer));
-    // The thread returns from its wait, and only then its files are closed
+    this.#worker = startThread(
+      "that waits for files",
+      (news: number[]) => this.#tell(news),
+      (reason) => this.#fail(reason),
+    );
+    // Only once the thread has left its wait
     this.#worker.addEventListener("close", () => {
       closeSync(this.#epoll);
       closeSync(this.#stop);
     });
-    void this.#worker.terminate();
+    order(this.#worker, { role: "wait", epoll: this.#epoll, most: MOST_EVENTS });
+  }
+
+  watch(file: number, ready: (events: number) => void, keepsAlive: boolean): Watch {
+    // A token, not the file's number: that may be another file's by the time the news arrives.
+    const token = ++this.#lastToken;
+    this.#control(CTL.add, file, ONESHOT, token);
+    const watching: Watching = { ready, armed: 0, keepsAlive };
+    this.#watches.set(token, watching);
+    this.#tokens.set(file, token);
+    this.#holdProcess();
+    return {
+      arm: (events) => {
+        if (!this.#watches.has(token)) return;
+        if (this.#failure) throw this.#failure;
+        watching.armed = events;
+        this.#control(CTL.mod, file, events & EPOLL.et ? events : events | ONESHOT, token);
+      },
+      close: () => {
+        if (!this.#watches.delete(token)) return;
+        this.#holdProcess();
+        try {
+          if (this.#failure || this.#tokens.get(file) !== token) return;
+          this.#tokens.delete(file);
+          this.#control(CTL.del, file, 0, token);
+        } finally {
+          if (this.#watches.size === 0) this.#end();
+        }
+      },
+    };
+  }
+
+  #tell(news: number[]): void {
+    for (let at = 0; at < news.length; at += 2) {
+      const events = news[at + 1] ?? 0;
+      const watching = this.#watches.get(news[at] ?? STOP_TOKEN);
+      // The kernel reports errors and hang-ups before anything was asked
+      if (!watching?.armed) continue;
+      if (!(watching.armed & EPOLL.et)) watching.armed = 0;
+      watching.ready(events);
+    }
+  }
+
+  #holdProcess(): void {
+    const isHeld = [...this.#watches.values()].some(({ keepsAlive }) => keepsAlive);
+    if (isHeld) this.#worker.ref();
+    else this.#worker.unref();
+  }
+
+  #fail(reason: Error): void {
+    if (waiting === this) waiting = undefined;
+    if (this.#failure) return;
+    this.#failure = reason;
+    for (const { ready } of [...this.#watches.values()]) ready(EPOLL.err);
+  }
+
+  #end(): void {
+    if (waiting === this) waiting = undefined;
+    if (this.#failure) return;
+    writeSync(this.#stop, new Uint8Array(new BigUint64Array([1n]).buffer));
+    this.#worker.terminate();
   }
 
   #control(what: number, file: number, events: number, token: number): void {
@@ -96,37 +214,83 @@ class Waiting {
   }
 }
 
+/** One call, and what must stay in memory while the thread may touch it. */
+interface Call {
+  file: number;
+  request: number;
+  argument: Buffered | number;
+  about: string;
+  holding: readonly Buffered[];
+}
+
 class Calling {
-  readonly #worker: Worker;
-  /** Calls in the order they were made: the thread answers in that order. */
-  readonly #calls: ((answer: [result: number, errno: number]) => void)[] = [];
+  readonly #worker: Thread;
+  /** In the order they were made: the thread answers in that order. */
+  readonly #calls: (Call & PromiseWithResolvers<number>)[] = [];
 
   constructor() {
-    this.#worker = startThread(({ data }: { data: [number, number] }) => this.#calls.shift()?.(data));
+    // Says why, where C cannot be called at all
+    libc();
+    this.#worker = startThread(
+      "that makes calls",
+      (answer: [result: number, errno: number]) => this.#answer(answer),
+      (reason) => this.#fail(reason),
+    );
   }
 
-  ioctl(file: number, request: number, argument: number, about: string): Promise<number> {
-    return new Promise((resolve, reject) => {
-      this.#calls.push(([result, errno]) => {
-        if (result < 0) reject(systemError("ioctl", errno, about));
-        else resolve(result);
-      });
-      order(this.#worker, { role: "ioctl", file, request, argument });
-    });
+  ioctl(call: Call): Promise<number> {
+    if (this.#calls.length >= MOST_CALLS) {
+      return Promise.reject(systemError("ioctl", EAGAIN, `${call.about}: ${MOST_CALLS} calls are waiting`));
+    }
+    const { file, request, argument } = call;
+    const value = typeof argument === "number" ? argument : addressOf(argument);
+    order(this.#worker, { role: "ioctl", file, request, argument: value });
+    const settling = { ...call, ...Promise.withResolvers<number>() };
+    this.#calls.push(settling);
+    return settling.promise;
+  }
+
+  #answer([result, errno]: [result: number, errno: number]): void {
+    const call = this.#calls.shift();
+    if (result < 0) call?.reject(systemError("ioctl", errno, call.about));
+    else call?.resolve(result);
+  }
+
+  #fail(reason: Error): void {
+    if (calling === this) calling = undefined;
+    for (const call of this.#calls.splice(0)) call.reject(reason);
   }
 }
+
+type Thread = Worker & { ref(): void; unref(): void };
 
 /** In the executable, where this file is a part of the program, the build put the thread's under its path in the sources. */
 const THREAD = import.meta.url.includes("/$bunfs/") ? "./hal/native/worker.js" : "./worker.ts";
 
-function startThread(heard: (event: { data: never }) => void): Worker {
-  const worker = new Worker(new URL(THREAD, import.meta.url).href);
-  worker.onmessage = heard as never;
-  worker.onerror = ({ message }) => {
-    throw new Error(`thread: ${message}`);
+/** A thread that does not keep the process alive. `failed` is told when it ends by itself; what is posted to it then is lost. */
+function startThread<News>(
+  name: string,
+  heard: (news: News) => void,
+  failed: (reason: Error) => void,
+): Thread {
+  const worker = new Worker(new URL(THREAD, import.meta.url).href) as Thread;
+  const fail = (what: string) => {
+    worker.terminate();
+    failed(new Error(`the thread ${name} has failed: ${what}`));
   };
-  (worker as Worker & { unref(): void }).unref();
+  worker.addEventListener("message", ({ data }: { data: News | Failure }) => {
+    if (isFailure(data)) fail(data.failed);
+    else heard(data);
+  });
+  worker.addEventListener("error", (event) => {
+    event.preventDefault();
+    fail(event.message);
+  });
+  worker.unref();
   return worker;
 }
+
+const isFailure = (news: unknown): news is Failure =>
+  typeof news === "object" && news !== null && "failed" in news;
 
 const order = (worker: Worker, what: Order) => worker.postMessage(what);
