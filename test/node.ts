@@ -140,17 +140,17 @@ export interface Agent extends AsyncDisposable {
   exited: Promise<number>;
 }
 
-/** Starts an agent on the simulated hardware and waits until it says that it has started. */
+/** Starts an agent, on the simulated hardware unless told otherwise, and waits until it says that it has started. */
 export async function startAgent(
   folder: string,
   settings: Record<string, unknown>,
-  options: { executable?: Executable; env?: Record<string, string> } = {},
+  options: { executable?: Executable; env?: Record<string, string>; hal?: "sim" | "linux" } = {},
 ): Promise<Agent> {
-  const { executable = FRUIT } = options;
+  const { executable = FRUIT, hal = "sim" } = options;
   const socket = join(folder, "fruit.sock");
   const config = join(folder, "node.json");
   writeFileSync(config, JSON.stringify({ site: "lab", data_dir: join(folder, "data"), socket, ...settings }));
-  const child = Bun.spawn([...executable.command, "agent", "--hal", "sim", "--config", config], {
+  const child = Bun.spawn([...executable.command, "agent", "--hal", hal, "--config", config], {
     env: { PATH: process.env.PATH ?? "", HOME: folder, ...executable.env, ...options.env },
     stdin: "ignore",
     stdout: "ignore",

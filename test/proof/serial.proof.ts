@@ -1,0 +1,126 @@
+/**
+ * Our serial binding on drivers of a real kernel, in emulation: a 16550A and an FTDI adapter (8250, ftdi_sio); and what
+ * takes its time on a pseudo-terminal.
+ */
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { SimStack } from "../../hal/sim/stack.ts";
+import { missingForEmulator } from "../emulator/cache.ts";
+import { LIMITS } from "../emulator/limits.ts";
+import type { Line } from "../emulator/line.ts";
+import type { Machine } from "../emulator/machine.ts";
+import { compileGuest } from "../emulator/program.ts";
+import { startQ35 } from "../emulator/q35.ts";
+import { scratch, startAgent } from "../node.ts";
+import { Pty, serveStack } from "../pty.ts";
+
+const missing = missingForEmulator();
+const proof = test.skipIf(missing !== undefined);
+const titled = (title: string) => (missing ? `${title} [needs: ${missing}]` : title);
+
+let machine: Machine | undefined;
+const folder = scratch();
+
+beforeAll(async () => {
+  if (missing) return;
+  const program = await compileGuest("serial", "amd64", folder.path);
+  machine = await startQ35({
+    rootFiles: { "/bin/serial": program },
+    modules: ["xhci-pci", "ftdi_sio"],
+    devices: ["qemu-xhci"],
+  });
+}, LIMITS.test);
+
+afterAll(async () => {
+  await machine?.[Symbol.asyncDispose]();
+  folder[Symbol.dispose]();
+});
+
+function guest(): Machine {
+  if (!machine) throw new Error("the machine did not start");
+  return machine;
+}
+
+/** Runs the guest's program; all of what it says must be well. */
+async function said(command: string): Promise<string> {
+  const { exit, out, err } = await guest().run(command);
+  expect([exit, out.match(/^wrong .*$/gm), err]).toEqual([0, null, ""]);
+  return out;
+}
+
+function sayBack(line: Line): void {
+  line.read((chunk) => line.write(chunk));
+}
+
+proof(
+  titled("a 16550A has the published cases that need hardware"),
+  async () => {
+    sayBack(guest().line("ttyS1"));
+    const out = await said("serial port /dev/ttyS1 250000 9600 115200 57600");
+    expect(out.match(/^ok .*$/gm)).toHaveLength(10);
+  },
+  LIMITS.test,
+);
+
+proof(
+  titled("an FTDI adapter has them, and odd speeds; the list names it without udev"),
+  async () => {
+    const { line, unplug } = await guest().plug("usb-serial");
+    sayBack(line);
+    await guest().output(
+      "i=0; until [ -c /dev/ttyUSB0 ]; do usleep 100000; i=$((i+1)); [ $i -lt 300 ]; done",
+    );
+    const out = await said("serial port /dev/ttyUSB0 12000000 9600 25000 250000 1000000 3000000");
+    expect(out.match(/^ok .*$/gm)).toHaveLength(12);
+    expect(out).toContain('"vendorId":"0403"');
+    expect(out).toContain('"productId":"6001"');
+    expect(out).toMatch(/"locationId":"\d+-\d+:1\.0"/);
+    await unplug();
+  },
+  LIMITS.test,
+);
+
+proof(
+  titled("a line that the far side holds takes no more, bears a break, and sends on when it is let go"),
+  async () => {
+    const line = guest().line("ttyS1");
+    line.forget();
+    line.read(undefined);
+    const running = said("serial held /dev/ttyS1");
+    await line.waitFor(/READY/);
+    line.write("\x13");
+    await Bun.sleep(12_000);
+    line.write("\x11");
+    expect((await running).match(/^ok .*$/gm)).toHaveLength(4);
+    await line.waitFor(/x+END$/);
+  },
+  LIMITS.test,
+);
+
+proof(
+  titled("an adapter that is pulled out is gone, absent, and there again under its name"),
+  async () => {
+    const first = await guest().plug("usb-serial");
+    await guest().output(
+      "i=0; until [ -c /dev/ttyUSB0 ]; do usleep 100000; i=$((i+1)); [ $i -lt 300 ]; done",
+    );
+    const running = said("serial unplugged /dev/ttyUSB0");
+    await first.line.waitFor(/READY/);
+    await first.unplug();
+    const second = await guest().plug("usb-serial");
+    await second.line.waitFor(/BACK/);
+    expect((await running).match(/^ok .*$/gm)).toHaveLength(2);
+    await second.unplug();
+  },
+  LIMITS.test,
+);
+
+test("a scan finds the boards on a serial line, configured or not", async () => {
+  using here = scratch();
+  using pty = new Pty();
+  serveStack(pty, new SimStack({ boards: [0, 3], seed: 9 }));
+  const buses = [{ driver: "pistack-rs485", device: pty.device, boards: [0] }];
+  await using agent = await startAgent(here.path, { power: { buses } }, { hal: "linux" });
+  const { exit, out } = await agent.cli("power", "scan", "--json");
+  expect(exit).toBe(0);
+  expect([...out.matchAll(/"board":\s*(\d+)/g)].map(([, board]) => Number(board))).toEqual([0, 3]);
+});
