@@ -1,8 +1,8 @@
 /** How long a command takes beyond what the wire to the boards takes. */
 import { randomUUID } from "node:crypto";
 import type { Socket } from "node:net";
+import { ask } from "../../agent/ask.ts";
 import type { CommandResult } from "../../agent/commands.ts";
-import { ask } from "../../agent/socket.ts";
 import { replyFrame, requestFrame } from "../../hal/pistack.ts";
 import { BYTE_MS, TURNAROUND_MS } from "../../hal/sim/rs485.ts";
 import { Mosquitto, Tap } from "../broker.ts";

@@ -1,13 +1,15 @@
 /** `bun run bench [NAME…]`: measures, prints, and judges nothing: a slow machine is no failure. */
 import { build } from "../../image/build.ts";
 import { FRUIT, SOURCES } from "../node.ts";
+import { consoles } from "./consoles.ts";
 import { fleet } from "./fleet.ts";
 import { latency } from "./latency.ts";
 import { rest } from "./rest.ts";
 import { start } from "./start.ts";
 import { render, type Table } from "./table.ts";
+import { wires } from "./wires.ts";
 
-const BENCHES: Record<string, () => Promise<Table>> = { rest, start, latency, fleet };
+const BENCHES: Record<string, () => Promise<Table>> = { rest, start, latency, fleet, consoles, wires };
 
 const asked = process.argv.slice(2);
 const unknown = asked.filter((name) => !Object.hasOwn(BENCHES, name));
