@@ -1,23 +1,35 @@
 /** What a `node.json` says that no schema refuses and nobody can mean. */
 import type { Config } from "./config.ts";
+import { gpioContradictions } from "./gpio/claims.ts";
 
 /** Says what is well-formed and still cannot be meant, in the sections that are there. */
-export function contradictions({ mqtt, power, commands }: Partial<Config>): string[] {
+export function contradictions(sections: Partial<Config>): string[] {
+  const { mqtt, power, commands, consoles = {} } = sections;
   return [
     ...(mqtt ? mqttContradictions(mqtt) : []),
     ...(power ? powerContradictions(power) : []),
+    ...samePorts(consoles, power?.rest?.port),
+    ...sameDevices(consoles, power?.buses ?? []),
+    ...(power
+      ? Object.entries(consoles).flatMap(([name, { outlet }]) =>
+          outlet === undefined ? [] : noOutlet(power, outlet, `consoles.${name}.outlet`),
+        )
+      : []),
     ...(power && commands
       ? commands.unsigned_outlets.flatMap((id, index) =>
           noOutlet(power, id, `commands.unsigned_outlets.${index}`),
         )
       : []),
+    ...gpioContradictions(sections),
   ];
 }
 
 function powerContradictions(power: Config["power"]): string[] {
-  const { buses, outlets, retry_seconds, confirm_seconds } = power;
+  const { buses, outlets, rest, retry_seconds, confirm_seconds } = power;
   return [
     ...busContradictions(buses),
+    ...(rest ? restContradictions(rest) : []),
+    ...(rest?.outlets ?? []).flatMap((id, index) => noOutlet(power, id, `power.rest.outlets.${index}`)),
     ...Object.keys(outlets).flatMap((id) => noOutlet(power, id, `power.outlets.${id}`)),
     ...twice(power, "name"),
     ...twice(power, "node"),
@@ -35,10 +47,62 @@ function noOutlet({ buses }: Config["power"], id: string, path: string): string[
   const [board = 0, pi = 0] = id.split(".").map(Number);
   const bus = buses.find(({ boards }) => boards.includes(board));
   if (!bus) return [`${path}: no bus has board ${board}`];
-  const pis = PIS[bus.driver] ?? bus.pis;
+  const pis = bus.driver === "gpio" ? bus.lines?.length : (PIS[bus.driver] ?? bus.pis);
   return pis === undefined || pi < pis
     ? []
     : [`${path}: board ${board} has ${pis} Pis, ${board}.0 to ${board}.${pis - 1}`];
+}
+
+function restContradictions({ username, password_file }: NonNullable<Config["power"]["rest"]>): string[] {
+  return [
+    ...(Boolean(username) === Boolean(password_file)
+      ? []
+      : ["power.rest.username, power.rest.password_file: one without the other"]),
+    // It is who switches, in the audit log and in locks.
+    ...(username === undefined || /^[\w.@-]{1,58}$/.test(username)
+      ? []
+      : [`power.rest.username: "${username}" is no name: 1 to 58 letters, digits, _ . @ and -`]),
+  ];
+}
+
+/** Two listeners cannot share a port. */
+function samePorts(consoles: Config["consoles"], rest: number | undefined): string[] {
+  return alike([
+    { path: "power.rest.port", owner: "power.rest", value: rest },
+    ...Object.entries(consoles).flatMap(([name, ports]) =>
+      (["rfc2217", "raw"] as const).map((door) => {
+        const path = `consoles.${name}.${door}`;
+        return { path, owner: path, value: ports[door] };
+      }),
+    ),
+  ]);
+}
+
+/** Of two readers of one line each gets half of what is said. */
+function sameDevices(consoles: Config["consoles"], buses: Config["power"]["buses"]): string[] {
+  const serial = buses.filter(({ driver }) => driver === "pistack-rs485");
+  return alike([
+    // Those that are alike among themselves are said with the buses.
+    ...new Map(
+      serial.map(({ device }) => [device, { path: "", owner: "a power bus", value: device }]),
+    ).values(),
+    ...Object.entries(consoles).map(([name, { device }]) => {
+      const owner = `consoles.${name}`;
+      return { path: `${owner}.device`, owner, value: device };
+    }),
+  ]);
+}
+
+/** Says each value that another has already. */
+function alike(all: { path: string; owner: string; value: string | number | undefined }[]): string[] {
+  const first = new Map<string | number, string>();
+  return all.flatMap(({ path, owner, value }) => {
+    if (value === undefined) return [];
+    const other = first.get(value);
+    if (other) return [`${path}: ${value} is ${other} already`];
+    first.set(value, owner);
+    return [];
+  });
 }
 
 function mqttContradictions(mqtt: NonNullable<Config["mqtt"]>): string[] {
@@ -57,8 +121,9 @@ function busContradictions(buses: Config["power"]["buses"]): string[] {
   const owner = new Map<number, number>();
   const opener = new Map<string, number>();
   return buses.flatMap((bus, index) => {
-    const first = bus.driver === "sim" ? undefined : opener.get(bus.device);
-    if (bus.driver !== "sim") opener.set(bus.device, first ?? index);
+    const hasDevice = bus.driver !== "sim" && bus.driver !== "gpio";
+    const first = hasDevice ? opener.get(bus.device) : undefined;
+    if (hasDevice) opener.set(bus.device, first ?? index);
     // Two that talk on one line at once understand nobody.
     const shared = first === undefined ? [] : [`device: ${bus.device} is bus ${first} already`];
     const taken = bus.boards.flatMap((board) => {
@@ -66,7 +131,7 @@ function busContradictions(buses: Config["power"]["buses"]): string[] {
       owner.set(board, index);
       return other === undefined ? [] : [`boards: board ${board} is already on bus ${other}`];
     });
-    return [...shared, ...taken, ...DRIVER_LIMITS[bus.driver](bus)].map(
+    return [...shared, ...taken, ...DRIVER_LIMITS[bus.driver](bus), ...strangeKeys(bus)].map(
       (problem) => `power.buses.${index}.${problem}`,
     );
   });
@@ -98,9 +163,21 @@ const DRIVER_LIMITS: Record<Bus["driver"], (bus: Bus) => string[]> = {
       .map((board) => `boards: ${board} is more than DIP switches can say (15)`),
   ],
   clusterctrl: alone,
-  gpio: () => [],
+  gpio: ({ boards, lines, pis }) => [
+    ...(lines === undefined ? ["lines: missing; name the GPIO line of each relay"] : []),
+    ...(boards.length > 1 ? ["boards: the relays of a bus are one board"] : []),
+    ...(pis === undefined ? [] : ["pis: a gpio bus has as many as it has lines"]),
+  ],
   clusterhat: (bus) => [...alone(bus), ...(bus.pis === undefined ? [] : ["pis: a Cluster HAT has four"])],
 };
+
+/** Keys that only one driver knows. */
+function strangeKeys(bus: Bus): string[] {
+  return Object.entries({ rts: "pistack-rs485", lines: "gpio", active_low: "gpio" } as const).flatMap(
+    ([key, driver]) =>
+      bus[key as "rts"] === undefined || bus.driver === driver ? [] : [`${key}: only with driver ${driver}`],
+  );
+}
 
 /** Two outlets cannot share a name, nor feed the same node. */
 function twice({ outlets }: Config["power"], key: "name" | "node"): string[] {

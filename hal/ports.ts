@@ -85,21 +85,23 @@ export type GpioUse =
   | { direction: "in"; edge?: "rising" | "falling" | "both"; bias?: "pull-up" | "pull-down" | "none" }
   | { direction: "out"; initial: 0 | 1 };
 
-/** An open GPIO line. */
+/** An open GPIO line. Levels are those of the pin, whatever `active_low` says elsewhere. */
 export interface GpioLine {
   readonly gpio: number;
   read(): Promise<0 | 1>;
-  /** Drives the line; one that was opened `as-is` becomes an output at once with this level. */
+  /** Whether it is driven, asked of the kernel now. */
+  direction(): Promise<"in" | "out">;
+  /** Drives the line; one that is an input becomes an output at once with this level. */
   write(value: 0 | 1): Promise<void>;
   /** Calls back at each edge it was opened for, until closed; edges that the kernel merged are told once. */
   onEdge(happened: (value: 0 | 1) => void): void;
-  /** Gives the line back; it keeps its level and direction where the kernel lets it. */
+  /** Gives the line back. One that was opened `in` is an input again; any other keeps its level where the kernel lets it. */
   close(): Promise<void>;
 }
 
 /** A heartbeat on a GPIO line, from a thread of its own. */
 export interface Heart {
-  /** The event loop lives; without this for `deadMs` the heart stops, and starts again with the next. */
+  /** The event loop lives; without this for `deadMs` the heart stops, and starts again with the next. Throws `io` once the line has failed. */
   alive(): void;
   /** The line is low and given back. */
   close(): Promise<void>;

@@ -6,17 +6,19 @@ import { view, viewBoard } from "../hal/sim/meter.ts";
 import { SimStack } from "../hal/sim/stack.ts";
 import { scan } from "./fakes.ts";
 
-/** One contract, five drivers, one simulated stack of two boards. `real` is the outlet a driver's first outlet is wired to. */
+/** One contract, six drivers, one simulated stack of two boards. `real` is the outlet a driver's first outlet is wired to. */
 interface Row {
   driver: PowerBus["driver"];
   device: string;
   boards: readonly number[];
+  /** GPIO lines of relays. */
+  lines?: readonly number[];
   /** What a bus says when nobody answers: a serial line hears nothing, an I²C device does not acknowledge. */
   silence: "timeout" | "absent";
   /** What a dead bus looks like from this side. */
   dead: "timeout" | "io";
   /** How a board that does not do as it is told looks: an expander cannot refuse, but its registers are read back. */
-  refusal: "refused" | "bad-reply";
+  refusal: "refused" | "bad-reply" | "io";
   /** Whether the board has a start policy, a signal line and meters. */
   isFull: boolean;
 }
@@ -58,6 +60,16 @@ const DRIVERS: Row[] = [
     isFull: false,
   },
   {
+    driver: "gpio",
+    device: "sim",
+    boards: [0],
+    lines: [17, 27, 22, 23],
+    silence: "absent",
+    dead: "io",
+    refusal: "io",
+    isFull: false,
+  },
+  {
     driver: "sim",
     device: "sim",
     boards: [0, 1],
@@ -80,8 +92,8 @@ async function bench(row: Row, faults: readonly string[] = []): Promise<Bench> {
   let now = 1_000_000;
   const stack = new SimStack({ boards: [0, 1], seed: 7, now: () => now, faults });
   const hal = openSim({ seed: 7, boards: [], wireTime: false, faults: [], clockSynced: true, stack });
-  const { driver, device, boards } = row;
-  const power = await openPower(hal, { driver, device, boards, hardware: 3, i2c_base: 0x10 });
+  const { driver, device, boards, lines } = row;
+  const power = await openPower(hal, { driver, device, boards, lines, hardware: 3, i2c_base: 0x10 });
   const pass = (ms: number) => {
     now += ms;
   };
@@ -188,14 +200,18 @@ test.each(DRIVERS)("$driver: on a bus that loses frames a reading is right or an
   expect(power.counters.timeouts).toBeGreaterThan(0);
 });
 
-test.each(DRIVERS)("$driver: identify lights the board", async (row) => {
-  const { power, stack } = await bench(row);
-  expect(power.abilities.has("identify")).toBe(true);
-  await power.identify(FIRST, true);
-  expect(stack.board(0).leds).toBe(true);
-  await power.identify(FIRST, false);
-  expect(stack.board(0).leds).toBe(false);
-});
+// Relays have nothing to show themselves with
+test.each(DRIVERS.filter(({ driver }) => driver !== "gpio"))(
+  "$driver: identify lights the board",
+  async (row) => {
+    const { power, stack } = await bench(row);
+    expect(power.abilities.has("identify")).toBe(true);
+    await power.identify(FIRST, true);
+    expect(stack.board(0).leds).toBe(true);
+    await power.identify(FIRST, false);
+    expect(stack.board(0).leds).toBe(false);
+  },
+);
 
 test.each(DRIVERS)("$driver: scan finds the boards that answer", async (row) => {
   const { power, stack } = await bench(row);
@@ -225,6 +241,7 @@ test.each(DRIVERS)("$driver: what it says it cannot do it refuses", async (row) 
     (await attempt.catch((error) => error.code)) === "refused";
   expect(await isRefused(power.signal(FIRST))).toBe(!power.abilities.has("signal"));
   expect(await isRefused(power.startPolicy(FIRST))).toBe(!power.abilities.has("start-policy"));
+  expect(await isRefused(power.identify(FIRST, true))).toBe(!power.abilities.has("identify"));
   expect(stack.pi(FIRST).host).toBe(power.abilities.has("signal") ? "stopping" : "running");
 });
 

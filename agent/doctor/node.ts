@@ -4,6 +4,7 @@ import { readFileSync, statfsSync, statSync } from "node:fs";
 import { connect } from "node:net";
 import { dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { tryThreads } from "../../hal/native/trial.ts";
 import type { Hal, Machine } from "../../hal/ports.ts";
 import { type Config, ConfigError, readConfig } from "../config.ts";
 import { nodeIdOf } from "../identity.ts";
@@ -12,6 +13,7 @@ import { textOf } from "../telemetry/cursor.ts";
 import { checkCertificates } from "./certificate.ts";
 import { type Check, fail, isThere, ok, reason, trouble, warn } from "./check.ts";
 import { checkExecutable, EXECUTABLE } from "./executable.ts";
+import { checkGpio } from "./gpio.ts";
 
 const MEBI = 1024 * 1024;
 /** Below the first nothing that must last can be written; below the second an update's caches will not fit. */
@@ -19,18 +21,23 @@ const SPACE_NEEDED = MEBI;
 const SPACE_WANTED = 64 * MEBI;
 /** Longest wait for the broker's name and its port, each. */
 const BROKER_MS = 3000;
+/** Longest wait for the threads, which are started for it. */
+const THREADS_MS = 5000;
 /** sun_path of Linux, with its closing NUL. */
 const SOCKET_PATH_BYTES = 107;
 
 /** All checks of a node, in the order a person would go through them. */
 export async function checkNode(
   { config, check }: Found,
-  { machine, kind }: Pick<Hal, "machine" | "kind">,
+  hal: Pick<Hal, "machine" | "kind"> & Partial<Pick<Hal, "listGpio">>,
 ): Promise<Check[]> {
+  const { machine, kind } = hal;
   const node = config?.node ?? nodeIdOf(machine);
   return [
     check,
     ...(config ? await configured(config, node, kind) : []),
+    ...(config && kind === "linux" ? await checkGpio(config, hal) : []),
+    ...(kind === "linux" ? [await native()] : []),
     clock(machine),
     ...board(machine, node),
     // Run from sources, or from elsewhere, there is nothing installed to look at.
@@ -71,7 +78,7 @@ async function configured(config: Config, node: string, hal: Hal["kind"]): Promi
       ? [...(await broker(mqtt.url)), ...checkCertificates(mqtt, node)]
       : [warn("broker", "none configured; this node tells nobody how it is", "add mqtt.url")]),
     ...signers(config),
-    ...(hal === "sim" ? [] : config.power.buses.map(bus)),
+    ...(hal === "sim" ? [] : config.power.buses.filter(({ driver }) => driver !== "gpio").map(bus)),
   ];
 }
 
@@ -103,6 +110,19 @@ function socket(path: string): Check {
   const problem = trouble(dirname(path), "write");
   if (problem) return fail(name, problem, "run as root, or choose another path");
   return ok(name, found ? `${path} is there; an agent may be running` : `${path} can be made`);
+}
+
+/** Whether the program reaches the C library, and its threads it. */
+async function native(): Promise<Check> {
+  const name = "native";
+  try {
+    await tryThreads(THREADS_MS);
+    return ok(name, "the C library and the threads answer");
+  } catch (cause) {
+    const [what = "", remedy = "install the package this executable was made for (libstdc++, libgcc)"] =
+      reason(cause).split("; ");
+    return fail(name, what, `${remedy}; until then no bus, console or GPIO line opens`);
+  }
 }
 
 function clock(machine: Machine): Check {

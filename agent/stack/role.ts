@@ -1,0 +1,196 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import type { GpioLine } from "../../hal/ports.ts";
+import type { StackOptions } from "./service.ts";
+import { runShutdown } from "./shutdown.ts";
+
+/** High for 0.2 s every 5 s (`stackdaemon.py`); a node whose event loop is stuck for a minute is as good as dead. */
+const BEAT = { everyMs: 5000, highMs: 200, deadMs: 60_000 };
+/** How often the heart hears that the event loop lives. */
+const ALIVE_MS = 1000;
+/** A board's request holds the line low for longer; what is shorter is a disturbance. The real width is not published. */
+const STEADY_MS = 20;
+/** How long the line is held low to tell the board that this node shuts itself down (`stackdaemon.py`). */
+const ANNOUNCE_MS = 200;
+/** By then a board has cut the supply of a node that was to go down: its delay is one byte of seconds. */
+const KNOWN_MS = 255_000;
+/** Between attempts to open a line: doubled up to a minute. */
+const RETRY_MS = { first: 1000, most: 60_000 };
+
+/** The two halves of the role; each goes on without the other. */
+type Half = "heart" | "line";
+
+/** What this node does in a Pi Stack, while it runs. */
+export class Role {
+  readonly #options: StackOptions;
+  readonly #changed: () => void;
+  readonly #problems = new Map<Half, string>();
+  #isBeating = false;
+  /** The shutdown line while it is listened to, and how to have it opened anew. */
+  #listening: { line: GpioLine; again: AbortController } | undefined;
+  #announcement: Promise<void> | undefined;
+  /** From the announcement's beginning until the line is listened to again. */
+  #isAnnouncing = false;
+  #goesDown: string | undefined;
+  /** When the board last knew that this node goes down, and how. */
+  #known: { atMs: number; how: string } | undefined;
+
+  constructor(options: StackOptions, changed: () => void) {
+    this.#options = options;
+    this.#changed = changed;
+  }
+
+  get isBeating(): boolean {
+    return this.#isBeating;
+  }
+
+  /** Why a half of the role is not played; undefined where both are. */
+  get error(): string | undefined {
+    return [...this.#problems.values()].join("; ") || undefined;
+  }
+
+  /** How the board knows already that this node goes down; undefined where it does not. */
+  get known(): string | undefined {
+    const { atMs = Number.NEGATIVE_INFINITY, how } = this.#known ?? {};
+    return performance.now() - atMs < KNOWN_MS ? how : undefined;
+  }
+
+  /** Why this node goes down, once it does. */
+  get goesDown(): string | undefined {
+    return this.#goesDown;
+  }
+
+  async run(signal: AbortSignal): Promise<void> {
+    await Promise.all([
+      this.#keep("heart", signal, () => this.#beat(signal)),
+      this.#keep("line", signal, () => this.#listen(signal)),
+    ]);
+  }
+
+  /** Tells the board that this node shuts itself down; whoever asks meanwhile waits for the same. Throws `HalError`. */
+  announce(signal: AbortSignal): Promise<void> {
+    this.#announcement ??= this.#announce(signal).finally(() => {
+      this.#announcement = undefined;
+    });
+    return this.#announcement;
+  }
+
+  async #announce(signal: AbortSignal): Promise<void> {
+    const { config, hal, tell } = this.#options;
+    const listening = this.#listening;
+    const line = listening?.line ?? (await hal.openGpio(config.shutdown_gpio, INPUT));
+    // Until the line is an input again: the edge is ours, and not the board's request.
+    this.#isAnnouncing = true;
+    try {
+      await line.write(0);
+      this.#known = { atMs: performance.now(), how: "the board was told already" };
+      tell("stack.announced", { message: "the board was told that this node shuts down" });
+      await sleep(ANNOUNCE_MS, undefined, { signal }).catch(() => undefined);
+    } finally {
+      await line.close().finally(() => {
+        if (listening) listening.again.abort();
+        else this.#isAnnouncing = false;
+      });
+    }
+  }
+
+  /** Ends this node, once; what failed may be tried again. Throws what is wrong with the command. */
+  async goDown(why: string, signal: AbortSignal): Promise<void> {
+    if (this.#goesDown !== undefined) return;
+    const { config, tell, alarm, log } = this.#options;
+    this.#goesDown = why;
+    log("warn", "stack.shutdown", { why, command: config.shutdown_command });
+    tell("stack.shutdown", { message: `this node shuts down: ${why}` });
+    this.#changed();
+    try {
+      await runShutdown(config.shutdown_command, signal);
+      alarm("stack-shutdown", null);
+    } catch (error) {
+      this.#goesDown = undefined;
+      this.#changed();
+      const message = error instanceof Error ? error.message : String(error);
+      log("error", "stack.shutdown-failed", { error: message });
+      alarm("stack-shutdown", {
+        severity: "critical",
+        message: `this node was to shut down (${why}) and did not: ${message}; shut it down by hand, its supply may be cut`,
+      });
+      throw error;
+    }
+  }
+
+  /** Plays a half of the role until told to stop, and again when it has failed. */
+  async #keep(half: Half, signal: AbortSignal, play: () => Promise<void>): Promise<void> {
+    let pauseMs = RETRY_MS.first;
+    while (!signal.aborted) {
+      const began = performance.now();
+      try {
+        await play();
+        continue;
+      } catch (error) {
+        if (!signal.aborted) this.#problem(half, error instanceof Error ? error.message : String(error));
+      }
+      if (performance.now() - began > RETRY_MS.most) pauseMs = RETRY_MS.first;
+      await sleep(pauseMs, undefined, { signal }).catch(() => undefined);
+      pauseMs = Math.min(pauseMs * 2, RETRY_MS.most);
+    }
+  }
+
+  async #beat(signal: AbortSignal): Promise<void> {
+    const { config, hal } = this.#options;
+    const heart = await hal.openHeart(config.heartbeat_gpio, BEAT);
+    try {
+      this.#isBeating = true;
+      this.#problem("heart", undefined);
+      while (!signal.aborted) {
+        heart.alive();
+        await sleep(ALIVE_MS, undefined, { signal }).catch(() => undefined);
+      }
+    } finally {
+      this.#isBeating = false;
+      this.#changed();
+      await heart.close();
+    }
+  }
+
+  /** Waits for the board to ask this node to shut down, until the line has failed or was used to tell the board. */
+  async #listen(signal: AbortSignal): Promise<void> {
+    const { config, hal } = this.#options;
+    const line = await hal.openGpio(config.shutdown_gpio, INPUT);
+    const again = new AbortController();
+    const over = AbortSignal.any([signal, again.signal]);
+    try {
+      line.onEdge((level) => {
+        if (level === 0) void this.#fell(line, signal);
+      });
+      this.#listening = { line, again };
+      this.#isAnnouncing = false;
+      this.#problem("line", undefined);
+      while (!over.aborted) {
+        await line.read();
+        await sleep(ALIVE_MS, undefined, { signal: over }).catch(() => undefined);
+      }
+    } catch (error) {
+      if (!over.aborted) throw error;
+    } finally {
+      this.#listening = undefined;
+      await line.close();
+    }
+  }
+
+  /** The line fell: a request, unless it was a disturbance, or we did it. */
+  async #fell(line: GpioLine, signal: AbortSignal): Promise<void> {
+    await sleep(STEADY_MS, undefined, { signal }).catch(() => undefined);
+    const isLow = (await line.read().catch(() => 1)) === 0;
+    if (!isLow || this.#isAnnouncing || this.#goesDown !== undefined || signal.aborted) return;
+    this.#known = { atMs: performance.now(), how: "the board asked for it, and knows" };
+    await this.goDown("the board asks for it", signal).catch(() => undefined);
+  }
+
+  /** Notes what keeps a half of the role from being played. */
+  #problem(half: Half, problem: string | undefined): void {
+    if (problem === undefined) this.#problems.delete(half);
+    else this.#problems.set(half, problem);
+    this.#changed();
+  }
+}
+
+const INPUT = { direction: "in", edge: "falling", bias: "none" } as const;
