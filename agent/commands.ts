@@ -20,6 +20,8 @@ export interface Caller {
   door: "socket" | "mqtt" | "set";
   /** `local:alice`, `key:alice@desk`, `anonymous` or `set`. */
   who: string;
+  /** Fingerprint of the key that signed the command, `SHA256:…`; absent where nothing was signed. */
+  key?: string;
   roles: ReadonlySet<Role>;
   mayOutlet(outlet: OutletId): boolean;
 }
@@ -79,6 +81,8 @@ export interface Command<Schema extends v.GenericSchema = v.GenericSchema> {
   args: Schema;
   /** May be sent to `all` nodes at once. */
   broadcast?: boolean;
+  /** What is never written down: arguments by their names (somebody types a password), or its `result` (a line shows one). */
+  unwritten?: readonly string[];
   /** The outlets it would touch, for the signer's limits; resolved from names. */
   outlets?(args: v.InferOutput<Schema>): readonly OutletId[];
   run(call: Call<v.InferOutput<Schema>>): Promise<Outcome>;

@@ -1,6 +1,7 @@
 /** Which way a command line reaches the agent: its socket on this machine, or MQTT from anywhere. */
+
+import { ask, UnansweredError } from "./ask.ts";
 import { attachLocally } from "./console/local.ts";
-import { ask, UnansweredError } from "./socket.ts";
 import { type Attach, CliError, EXIT, type Io, type Send, UsageError } from "./terminal.ts";
 import { isRead } from "./words.ts";
 
@@ -19,6 +20,7 @@ const FLAGS = [
   "tls-key",
   "user",
   "password-file",
+  "node-key",
 ] as const;
 export type DoorFlags = Partial<Record<(typeof FLAGS)[number], string>>;
 
@@ -39,8 +41,9 @@ export interface Door extends AsyncDisposable {
 export async function openDoor(words: string[], io: Io): Promise<Door> {
   const { args, flags, given } = takeFlags(words, io.env);
   const unanswered: Unanswered = (verb, why, id) => {
-    // What only looks can be asked again; of everything else nobody knows what became.
-    if (isRead(verb)) return new CliError(io.signal.aborted ? EXIT.failed : EXIT.unreachable, why);
+    // What only looks can be asked again, and a session ends with its connection; of everything else nobody knows what became.
+    if (isRead(verb) || verb === "console.open")
+      return new CliError(io.signal.aborted ? EXIT.failed : EXIT.unreachable, why);
     const lookUp = ["fruit job get", ...(id ? [id] : []), ...given].join(" ");
     return new CliError(EXIT.unconfirmed, `${why}; what became of the command is not known, see '${lookUp}'`);
   };
@@ -52,30 +55,32 @@ export async function openDoor(words: string[], io: Io): Promise<Door> {
     const remote = await openRemote(
       flags as DoorFlags & { broker: string; site: string; node: string },
       unanswered,
-      io.signal,
+      io,
     );
     return { args, send: remote.send, attach: remote.attach, [Symbol.asyncDispose]: () => remote.close() };
   }
   const path = flags.socket ?? SOCKET_PATH;
   const as = whoAsks(io.env);
-  const send: Send = async (
+  /** Says of whatever went wrong on the way what a person can do about it. */
+  const reaching = (verb: string) => (cause: unknown) => {
+    if (cause instanceof CliError) throw cause;
+    if (cause instanceof UnansweredError) throw unanswered(verb, `agent: ${cause.message}`, cause.id);
+    throw new CliError(EXIT.unreachable, `agent: ${unreachable(path, cause)}`, { cause });
+  };
+  const send: Send = (
     verb,
     commandArgs,
     { reason, onProgress = () => undefined, timeoutMs = ANSWER_LIMIT_MS } = {},
-  ) => {
-    try {
-      return await ask(
-        path,
-        { verb, args: commandArgs, as, ...(reason === undefined ? {} : { reason }) },
-        { onProgress, limitMs: timeoutMs, signal: io.signal },
-      );
-    } catch (cause) {
-      if (cause instanceof UnansweredError) throw unanswered(verb, `agent: ${cause.message}`, cause.id);
-      throw new CliError(EXIT.unreachable, `agent: ${unreachable(path, cause)}`, { cause });
-    }
-  };
+  ) =>
+    ask(
+      path,
+      { verb, args: commandArgs, as, ...(reason === undefined ? {} : { reason }) },
+      { onProgress, limitMs: timeoutMs, signal: io.signal },
+    ).catch(reaching(verb));
   const attach: Attach = (what, { reason } = {}) =>
-    attachLocally(path, { ...what, as, ...(reason === undefined ? {} : { reason }) }, io.signal);
+    attachLocally(path, { ...what, as, ...(reason === undefined ? {} : { reason }) }, io.signal).catch(
+      reaching("console.open"),
+    );
   return { args, send, attach, [Symbol.asyncDispose]: async () => undefined };
 }
 

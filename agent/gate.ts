@@ -117,6 +117,7 @@ async function command(options: GateOptions, verb: string, node: string, incomin
       caller = {
         door: "mqtt",
         who: `key:${signer.principal}`,
+        key: signer.fingerprint,
         roles: signer.roles,
         mayOutlet: signer.mayOutlet,
       };

@@ -84,6 +84,7 @@ const Info = v.object({
     v.pipe(v.string(), v.description("Must stand in a signed command while the clock is not synchronised")),
   ),
   signed: v.pipe(v.boolean(), v.description("Disruptive verbs need a signature")),
+  key: v.optional(v.pipe(v.string(), v.description("Fingerprint of the node's own key"))),
   verbs: v.array(v.string()),
   outlets: v.array(OutletName),
   intervals: v.record(v.string(), v.number()),
@@ -151,8 +152,10 @@ const StackState = v.object({
     v.description("This node beats the heart of a Pi Stack and obeys its shutdown line"),
   ),
   beating: v.boolean(),
+  goes_down: v.optional(v.pipe(v.string(), v.description("Why this node is shutting down, while it is"))),
   error: v.optional(v.string()),
 });
+export type StackState = v.InferOutput<typeof StackState>;
 
 /** How one kind of message travels and what is in it. */
 export interface Kind {

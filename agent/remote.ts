@@ -1,17 +1,25 @@
-/** The way to a node from anywhere: a command on MQTT, signed with the technician's key, and its answer on `res/<id>`. */
+/**
+ * The way to a node from anywhere: a command on MQTT, signed with the technician's key, and its answer on `res/<id>`;
+ * for consoles a sealed session (agent/console/sealed.ts).
+ */
 import { randomUUID } from "node:crypto";
 import { resolve } from "node:path";
 import * as v from "valibot";
 import { CommandResult } from "./commands.ts";
 import { ConfigError, parseConfig } from "./config.ts";
+import { attachRemotely } from "./console/remote.ts";
+import type { SealedChannel, Way } from "./console/sealed.ts";
+import { topicOf } from "./console/sealings.ts";
 import type { DoorFlags, Unanswered } from "./doors.ts";
+import { checkNode } from "./knownnodes.ts";
 import { type CommandPayload, ROOT } from "./messages.ts";
 import { LinkError, type MqttConfig } from "./mqtt/connect.ts";
 import { dial } from "./mqtt/dial.ts";
+import type { Link } from "./mqtt/link.ts";
 import type { Incoming } from "./mqtt/message.ts";
 import { sealCommand } from "./sign/envelope.ts";
 import { openKey, type SigningKey } from "./sign/keys.ts";
-import { type Attach, CliError, EXIT, type Send, UsageError } from "./terminal.ts";
+import { type Attach, CliError, EXIT, type Io, type Send, UsageError } from "./terminal.ts";
 
 /** What is stored about the node arrives within this time, or the node is unknown there. */
 const INFO_MS = 3000;
@@ -28,15 +36,21 @@ type Place = DoorFlags & { broker: string; site: string; node: string };
 export async function openRemote(
   flags: Place,
   unanswered: Unanswered,
-  signal: AbortSignal,
+  io: Pick<Io, "env" | "err" | "signal">,
 ): Promise<{ send: Send; attach: Attach; close(): Promise<void> }> {
   const config = mqttOf(flags);
   const base = `${ROOT}/${flags.site}/${flags.node}`;
-  const key = flags.key === undefined ? undefined : await openKey(flags.key, { signal });
+  const key = flags.key === undefined ? undefined : await openKey(flags.key, { signal: io.signal });
   const inbox = new Inbox(base);
+  const sessions = new Map<string, SealedChannel>();
   const role = `cli-${randomUUID().slice(0, 13)}`;
-  const onMessage = (incoming: Incoming) => inbox.heard(incoming);
-  const link = await dial({ config, node: flags.node, role, onMessage }, signal).catch((error) => {
+  const onMessage = (incoming: Incoming) => {
+    const session = sessions.get(incoming.topic);
+    if (!session) inbox.heard(incoming);
+    else if (incoming.retain) session.refuse("a retained frame came");
+    else session.hear(incoming.payload);
+  };
+  const link = await dial({ config, node: flags.node, role, onMessage }, io.signal).catch((error) => {
     throw connectError(error);
   });
   const close = () => link.close(500);
@@ -50,14 +64,14 @@ export async function openRemote(
     await close();
     throw connectError(error);
   }
-  const send: Send = async (
-    verb,
-    args,
-    { reason, onProgress = () => undefined, timeoutMs = 30_000 } = {},
+  /** Sends a command with an id of the caller's, who may listen to something else for it, too. */
+  const ask = async (
+    id: string,
+    also: string[],
+    ...[verb, args, { reason, onProgress = () => undefined, timeoutMs = 30_000 } = {}]: Parameters<Send>
   ) => {
-    const id = randomUUID();
-    const answers = { filter: `${base}/res/${id}`, wantsRetained: false };
-    const refused = await link.subscribe([answers]).catch((error) => {
+    const filters = [`${base}/res/${id}`, ...also].map((filter) => ({ filter, wantsRetained: false }));
+    const refused = await link.subscribe(filters).catch((error) => {
       throw connectError(error);
     });
     if (refused.length > 0)
@@ -76,10 +90,46 @@ export async function openRemote(
     void link.closed.then((cause) => inbox.fail(id, lost(cause.message)));
     return answer;
   };
-  const attach: Attach = async () => {
-    throw new CliError(EXIT.failed, "no consoles over MQTT yet");
+  const attach: Attach = async (args, options) => {
+    if (!key) throw new UsageError("a console over MQTT needs a key: --key FILE");
+    const { site, node } = flags;
+    const id = randomUUID();
+    const out = topicOf({ site, node, id }, "out");
+    const way = wayTo(link, topicOf({ site, node, id }, "in"), () => sessions.get(out)?.proceed());
+    const session = await attachRemotely({
+      site,
+      node,
+      id,
+      key,
+      open: (ephemeral) => ask(id, [out], "console.open", { ...args, key: ephemeral }, options),
+      check: (publicKey) => {
+        const news = checkNode({ site, node, publicKey, pinned: flags["node-key"], env: io.env });
+        if (news !== undefined) io.err(`fruit: ${news}\n`);
+      },
+      way,
+    });
+    sessions.set(out, session);
+    inbox.onStatus = (status) =>
+      session.lose(`node ${node} is ${status === "online" ? "here anew" : status}`);
+    void link.closed.then(({ message }) => session.lose(`the connection to the broker ended: ${message}`));
+    return session;
   };
-  return { send, attach, close };
+  return { send: (...words) => ask(randomUUID(), [], ...words), attach, close };
+}
+
+/** How frames get to the node: over this connection, or not at all. */
+function wayTo(link: Link, topic: string, proceed: () => void): Way {
+  return {
+    get hasRoom() {
+      return link.hasRoom;
+    },
+    send: (payload, done) =>
+      link.send({ topic, payload, qos: 1, retain: false, class: "frame" }, (problem) => {
+        if (problem?.kind === "lost") done(`the connection to the broker ended: ${problem.message}`);
+        else done(problem && `the broker does not take ${topic}: ${problem.message}`);
+        proceed();
+      }),
+  };
 }
 
 /** The flags that stand for keys of a configuration. */
@@ -163,6 +213,8 @@ class Inbox {
   #status: string | undefined;
   #info: { clock?: string; challenge?: string } | undefined;
   #changed: () => void = () => undefined;
+  /** The node says of itself that it came or went: what was open with it is not any more. */
+  onStatus: (status: string) => void = () => undefined;
 
   constructor(base: string) {
     this.#base = base;
@@ -176,8 +228,10 @@ class Inbox {
   heard({ topic, payload }: Incoming): void {
     const text = new TextDecoder().decode(payload);
     try {
-      if (topic === `${this.#base}/status`) this.#status = text;
-      else if (topic === `${this.#base}/info`) this.#info = JSON.parse(text);
+      if (topic === `${this.#base}/status`) {
+        this.#status = text;
+        this.onStatus(text);
+      } else if (topic === `${this.#base}/info`) this.#info = JSON.parse(text);
       else if (topic.startsWith(`${this.#base}/res/`))
         this.#waiting
           .get(topic.slice(this.#base.length + 5))

@@ -3,6 +3,8 @@ import { randomBytes } from "node:crypto";
 import type { Machine } from "../hal/ports.ts";
 import { createAlarms } from "./alarms.ts";
 import type { Config } from "./config.ts";
+import { Sealings } from "./console/sealings.ts";
+import type { OpenSealed } from "./console/service.ts";
 import type { Dispatcher } from "./dispatch.ts";
 import { createGate } from "./gate.ts";
 import { factsOf } from "./identity.ts";
@@ -10,8 +12,10 @@ import type { Log } from "./log.ts";
 import { type Publish, type RaiseAlarm, ROOT, type Tell } from "./messages.ts";
 import { Discovery } from "./mqtt/discovery.ts";
 import { discoveryFacts } from "./mqtt/facts.ts";
+import type { SendProblem } from "./mqtt/link.ts";
 import type { Incoming, Subscription } from "./mqtt/message.ts";
 import { openSession, type Session } from "./mqtt/session.ts";
+import { type NodeKey, openNodeKey } from "./nodekey.ts";
 import type { Part } from "./parts.ts";
 import type { PowerService } from "./power/service.ts";
 import { createPublisher } from "./publisher.ts";
@@ -43,6 +47,8 @@ export interface Uplink {
   numbers(): { mqtt_reconnects_total: number; dropped_total: number; events_buffered: number };
   /** Publishes `info`, and says who runs the commands that come in. `signal` aborts when they no longer may. */
   listen(dispatcher: Dispatcher, power: PowerService, signal: AbortSignal): void;
+  /** Begins a console session over MQTT. */
+  openSealed: OpenSealed;
   /** Publishes `info` again: the clock, or the challenge, has changed. */
   introduce(): void;
   /** The connection; to be stopped last, so that what the other parts say in the end still goes out. */
@@ -70,13 +76,30 @@ export function createUplink(options: UplinkOptions): Uplink {
   );
   const alarm = createAlarms(publish, tell, clock);
   const facts = factsOf(machine);
+  const key = nodeKey(options);
+  const sealed = new Sealings({
+    site,
+    node,
+    key,
+    frames: {
+      get hasRoom() {
+        return session?.hasRoom ?? false;
+      },
+      send: (topic, frame, done) =>
+        session?.sendFrame(topic, frame, (problem) => done(problem && inWords(problem, topic))),
+    },
+  });
   if (mqtt) {
     session = openSession({
       config: mqtt,
       clientId: `fruit-${node}`,
       statusTopic: topicOf("status", ""),
       subscriptions: subscriptionsOf(config, node),
-      onMessage: (incoming) => hear(incoming),
+      onMessage: (incoming) => {
+        if (!sealed.heard(incoming)) hear(incoming);
+      },
+      onRoom: () => sealed.proceed(),
+      onLost: (why) => sealed.lose(`the node lost its broker: ${why}`),
       alarm,
       log,
     });
@@ -95,6 +118,7 @@ export function createUplink(options: UplinkOptions): Uplink {
       const { reconnects = 0, dropped = 0, buffered = 0 } = session?.stats ?? {};
       return { mqtt_reconnects_total: reconnects, dropped_total: dropped, events_buffered: buffered };
     },
+    openSealed: sealed.open,
     introduce: () => introduce(),
     part: session?.part ?? idle,
     announce: (signal) => discovery?.part(signal) ?? idle(signal),
@@ -112,6 +136,7 @@ export function createUplink(options: UplinkOptions): Uplink {
           clock: clock().synced ? "synced" : "unsynced",
           ...(clock().synced ? {} : { challenge: challenge.current() }),
           signed: true,
+          ...(key ? { key: key.fingerprint } : {}),
           verbs: dispatcher.verbs,
           outlets: [...power.outlets],
           intervals: {
@@ -169,7 +194,29 @@ export function createUplink(options: UplinkOptions): Uplink {
   };
 }
 
-/** What to listen to: commands to this node and to all, Home Assistant's birth, and what the nodes behind this node's outlets say of themselves. */
+const hasConsoles = ({ consoles }: Config) => Object.keys(consoles).length > 0;
+
+/** The node's own key, where it has something to prove with it. Without one it goes on: a person has to see to it. */
+function nodeKey({ config, node, log }: UplinkOptions): NodeKey | undefined {
+  if (!config.mqtt || !hasConsoles(config)) return undefined;
+  try {
+    const key = openNodeKey(config.data_dir, `${config.site}/${node}`);
+    log("info", "console.key", { fingerprint: key.fingerprint });
+    return key;
+  } catch (error) {
+    log("error", "console.no-key", { error: error instanceof Error ? error.message : String(error) });
+    return undefined;
+  }
+}
+
+/** Why a frame did not get out, for whoever is at the other end of the line. */
+function inWords({ kind, message }: SendProblem, topic: string): string {
+  return kind === "lost"
+    ? `the node lost its broker: ${message}`
+    : `the node's broker does not take ${topic}: ${message}`;
+}
+
+/** What to listen to: commands to this node and to all, console sessions, Home Assistant's birth, and what the nodes behind this node's outlets say of themselves. */
 function subscriptionsOf(config: Config, node: string): Subscription[] {
   const base = `${ROOT}/${config.site}`;
   const fed = Object.values(config.power.outlets).flatMap((outlet) =>
@@ -179,6 +226,7 @@ function subscriptionsOf(config: Config, node: string): Subscription[] {
     { filter: `${base}/${node}/cmd/+`, wantsRetained: false },
     { filter: `${base}/${node}/set/+/+`, wantsRetained: false },
     { filter: `${base}/all/cmd/+`, wantsRetained: false },
+    ...(hasConsoles(config) ? [{ filter: `${base}/${node}/console/+/in`, wantsRetained: false }] : []),
     ...(config.mqtt?.discovery
       ? [{ filter: `${config.mqtt.discovery_prefix}/status`, wantsRetained: false }]
       : []),

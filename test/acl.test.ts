@@ -82,6 +82,7 @@ describe.skipIf(!CAN)(
       ["event/agent.started", ["telegraf", "alice", "hass"]],
       ["res/1", ["telegraf", "alice", "hass"]],
       ["test/main", ["pi1", "telegraf", "alice", "hass"]],
+      ["console/c1/out", ["telegraf", "alice", "hass"]],
     ])("a node's own %s is heard by %j", async (path, who) => {
       expect(await hearers("pi1", `${BASE}/pi1/${path}`)).toEqual(who as string[]);
     });
@@ -96,6 +97,8 @@ describe.skipIf(!CAN)(
       "res/1",
       "cmd/power.off",
       "set/outlet/0.0",
+      "console/c1/in",
+      "console/c1/out",
     ])("neither node nor controller can write another node's %s", async (path) => {
       expect(await hearers("pi1", `${BASE}/pi2/${path}`)).toEqual([]);
       expect(await hearers("pi2", `${BASE}/pi1/${path}`)).toEqual([]);
@@ -129,6 +132,17 @@ describe.skipIf(!CAN)(
         "alice",
         "hass",
       ]);
+    });
+
+    test("what a technician types on a console reaches its node alone; nobody else types, nor speaks for a node there", async () => {
+      const readers = ["telegraf", "alice", "hass"];
+      expect(await hearers("alice", `${BASE}/pi1/console/c1/in`)).toEqual(["pi1", ...readers]);
+      expect(await hearers("pi1", `${BASE}/pi1/console/c1/in`)).toEqual([]);
+      for (const user of ["telegraf", "hass"])
+        for (const way of ["in", "out"])
+          expect([user, way, await hearers(user, `${BASE}/pi1/console/c1/${way}`)]).toEqual([user, way, []]);
+      for (const path of ["console/c1/out", "console/c1", "console/c1/in/more"])
+        expect([path, await hearers("alice", `${BASE}/pi1/${path}`)]).toEqual([path, []]);
     });
 
     test("an answer under reply/<user> reaches its user, and the readers of everything, not the nodes", async () => {

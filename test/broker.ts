@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type ConnectionOptions, connect as connectTls } from "node:tls";
-import { Aedes } from "aedes";
+import { Aedes, type AedesOptions } from "aedes";
 import type { IClientOptions, IPublishPacket, MqttClient } from "mqtt";
 import * as clientModule from "mqtt/lib/client";
 import mqttPacket, { type Packet } from "mqtt-packet";
@@ -101,9 +101,11 @@ export class Mosquitto implements AsyncDisposable {
   }
 }
 
-/** An aedes in this process: MQTT 3.1.1 only. `drop` hangs up on a client without a word. */
-export async function aedes(): Promise<{ port: number; drop(id: string): void } & AsyncDisposable> {
-  const broker = await Aedes.createBroker();
+/** An aedes in this process: MQTT 3.1.1 only; `options` may meddle with what it passes on. `drop` hangs up on a client without a word. */
+export async function aedes(
+  options: AedesOptions = {},
+): Promise<{ port: number; drop(id: string): void } & AsyncDisposable> {
+  const broker = await Aedes.createBroker(options);
   const server = createServer(broker.handle);
   const sockets = collected(server);
   const clients = new Map<string, { conn: { destroy(): void } }>();

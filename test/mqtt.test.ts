@@ -302,6 +302,8 @@ test("a broker without retained messages or QoS 1 gets neither, in the will too"
     [1, false],
     [0, false],
   ]);
+  // Nothing acknowledges it: it may be written, and not have arrived yet.
+  await until("online arrived", () => broker.heard.some((packet) => packet.cmd === "publish"));
   const online = broker.heard.find((packet) => packet.cmd === "publish");
   expect(online).toMatchObject({ topic: STATUS, qos: 0, retain: false });
 });

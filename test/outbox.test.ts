@@ -94,3 +94,66 @@ test("what was lost on the way is sent again before what waited behind it", asyn
   expect(await node.session.flush(2000)).toBe(true);
   expect(node.session.stats).toMatchObject({ buffered: 0, dropped: 0, sent: 14 });
 });
+
+test("a frame goes out at once or not at all: never later, and behind whatever else waits", async () => {
+  const heard: string[] = [];
+  const held: (() => void)[] = [];
+  await using broker = await scripted((packet, say) => {
+    if (packet.cmd === "connect") say({ cmd: "connack", reasonCode: 0, sessionPresent: false });
+    if (packet.cmd !== "publish" || packet.topic === STATUS) return obey(packet, say);
+    heard.push(String(packet.payload));
+    held.push(() => obey(packet, say));
+    return undefined;
+  });
+  const problems: (string | undefined)[] = [];
+  let rooms = 0;
+  await using node = new Node({ url: url(broker) }, { onRoom: () => void rooms++ });
+  const frame = (text: string) =>
+    node.session.sendFrame("console/c1/out", Buffer.from(text), (problem) => problems.push(problem?.kind));
+  expect(node.session.hasRoom).toBe(false);
+  frame("before there is a broker");
+  expect(problems).toEqual(["lost"]);
+  await node.online();
+  expect(node.session.hasRoom).toBe(true);
+  for (let n = 0; n < 20; n++) frame(`frame ${n}`);
+  await until("the window is full", () => held.length === 20);
+  expect(node.session.hasRoom).toBe(false);
+  frame("one too many");
+  expect(problems).toEqual(["lost", "lost"]);
+  for (const seq of [1, 2]) node.say("event/test", JSON.stringify({ seq }));
+  rooms = 0;
+  held.shift()?.();
+  await until("the first event went", () => heard.length === 21);
+  expect([rooms, node.session.hasRoom]).toEqual([0, false]);
+  while (held.length > 0) {
+    for (const acknowledge of held.splice(0)) acknowledge();
+    await sleep(5);
+  }
+  await until("all was answered", () => problems.length === 22);
+  expect(rooms).toBeGreaterThan(0);
+  expect(problems.slice(2)).toEqual(Array(20).fill(undefined));
+  expect(heard).toEqual([...Array.from({ length: 20 }, (_, n) => `frame ${n}`), '{"seq":1}', '{"seq":2}']);
+});
+
+test("frames on a connection that breaks are lost, said so, and not sent again on the next", async () => {
+  const heard: string[] = [];
+  let hangUp: () => void = () => undefined;
+  await using broker = await scripted((packet, say, socket) => {
+    hangUp = () => void socket.destroy();
+    if (packet.cmd === "connect") say({ cmd: "connack", reasonCode: 0, sessionPresent: false });
+    if (packet.cmd === "publish" && packet.topic !== STATUS) heard.push(String(packet.payload));
+    else obey(packet, say);
+  });
+  const problems: (string | undefined)[] = [];
+  const losses: string[] = [];
+  await using node = new Node({ url: url(broker) }, { onLost: (why) => void losses.push(why) });
+  await node.online();
+  node.session.sendFrame("console/c1/out", Buffer.from("frame"), (problem) => problems.push(problem?.kind));
+  node.say("event/test", '{"seq":1}');
+  await until("both arrived", () => heard.length === 2);
+  hangUp();
+  await until("the session noticed", () => losses.length === 1);
+  expect(problems).toEqual(["lost"]);
+  await until("the event came again", () => heard.length === 3);
+  expect(heard).toEqual(["frame", '{"seq":1}', '{"seq":1,"buffered":1}']);
+});

@@ -1,5 +1,6 @@
 import { expect, test } from "bun:test";
 import Ajv, { type ValidateFunction } from "ajv/dist/2020";
+import { topicOf } from "../agent/console/sealings.ts";
 import { KINDS } from "../agent/messages.ts";
 import { asyncApi, channels, jsonSchemas } from "../agent/mqtt/schema.ts";
 import { METRICS } from "../agent/telemetry/metrics.ts";
@@ -19,7 +20,8 @@ function check(kind: string): ValidateFunction {
 }
 
 test("there is a definition for every kind of message, with its topic, QoS and retain in words", () => {
-  const expected = [...Object.keys(KINDS), "cmd", "set/outlet", "set/identify", "all/cmd", "reply"];
+  const heard = ["cmd", "set/outlet", "set/identify"];
+  const expected = [...Object.keys(KINDS), ...heard, "console/out", "console/in", "all/cmd", "reply"];
   expect(Object.keys(document.$defs)).toEqual(expected);
   expect(document.$schema).toBe("https://json-schema.org/draft/2020-12/schema");
   expect(document.$defs["tele/net"]).toMatchObject({
@@ -28,6 +30,28 @@ test("there is a definition for every kind of message, with its topic, QoS and r
   });
   expect(document.$defs.status?.$comment).toBe("fruit/v1/{site}/{node}/status");
   expect(document.$defs["state/outlet"]?.description).toContain("QoS 1, retained.");
+});
+
+test("console sessions are bytes, and their topics are the ones that both ends use", () => {
+  const place = { site: "{site}", node: "{node}", id: "{instance}" };
+  const api = asyncApi("1") as Record<string, Record<string, unknown>>;
+  const messages = (api.components as Record<string, Record<string, unknown>>).messages;
+  for (const way of ["in", "out"] as const) {
+    expect(document.$defs[`console/${way}`]).toMatchObject({
+      $comment: topicOf(place, way),
+      description: expect.stringContaining("QoS 1, not retained."),
+      type: "string",
+      contentMediaType: "application/octet-stream",
+    });
+    expect(messages?.[`console-${way}`]).toMatchObject({ contentType: "application/octet-stream" });
+    const action = way === "in" ? "receive" : "send";
+    expect(api.operations?.[`${action}-console-${way}`]).toMatchObject({
+      action,
+      bindings: { mqtt: { qos: 1, retain: false } },
+    });
+  }
+  expect(messages?.status).toMatchObject({ contentType: "text/plain" });
+  expect(messages?.info).toMatchObject({ contentType: "application/json" });
 });
 
 const outlet = {

@@ -194,8 +194,9 @@ export class Link {
         retain: message.retain && this.#abilities.retain,
         ...(message.correlation ? { properties: { correlationData: Buffer.from(message.correlation) } } : {}),
       },
-      // Only a PUBACK's reason is a number; without one it was the connection that failed.
-      (error) => answer(error && { kind: isReasoned(error) ? "refused" : "lost", message: error.message }),
+      // Only a PUBACK's reason is a number; without one it was the connection that failed. No error may come as null.
+      (error) =>
+        answer(error ? { kind: isReasoned(error) ? "refused" : "lost", message: error.message } : undefined),
     );
   }
 

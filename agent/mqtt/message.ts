@@ -7,8 +7,11 @@ export interface Outgoing {
   payload: string | Uint8Array;
   qos: 0 | 1;
   retain: boolean;
-  /** Decides what is dropped first while the broker is away: `tele` before `event` before `result`. Retained ones are never dropped: their latest value is kept. */
-  class: "status" | "state" | "tele" | "alarm" | "event" | "result";
+  /**
+   * Decides what is dropped first while the broker is away: `tele` before `event` before `result`. Retained ones are never
+   * dropped: their latest value is kept. A `frame` is worth nothing later: it goes at once or not at all.
+   */
+  class: "status" | "state" | "tele" | "alarm" | "event" | "result" | "frame";
   /** MQTT 5 Correlation Data of the request this answers. */
   correlation?: Uint8Array;
 }

@@ -4,7 +4,7 @@
  * Invariants
  * - Each retained topic has one latest value, and only that is sent: a slow broker never gets a stale one after it.
  * - A new link gets every retained topic (the broker may have lost all of them), `status online` last, then the rest.
- * - What is not retained goes out at once or waits in the backlog; nothing else queues.
+ * - What is not retained goes out at once or waits in the backlog; nothing else queues. Frames never wait here.
  * - No result or event overtakes an earlier one of its class, whatever the connection does.
  */
 import type { Log } from "../log.ts";
@@ -19,6 +19,7 @@ const REPLAY_MS = 50;
 export class Outbox {
   readonly #log: Log;
   readonly #backlog: Backlog;
+  readonly #onRoom: () => void;
   /** In the order of first publication; a cleared topic stays until the broker acknowledged it. */
   readonly #retained = new Map<string, Outgoing>();
   /** Retained topics whose latest value this link has not been given. */
@@ -34,15 +35,21 @@ export class Outbox {
   #timer: NodeJS.Timeout | undefined;
   #waiting: (() => void)[] = [];
 
-  /** `now` is monotonic, in milliseconds. */
-  constructor(bufferBytes: number, now: () => number, log: Log) {
+  /** `now` is monotonic, in milliseconds; `onRoom` is called when a frame can go out, often for nothing. */
+  constructor(bufferBytes: number, now: () => number, log: Log, onRoom: () => void = () => undefined) {
     this.#backlog = new Backlog(bufferBytes, now);
     this.#log = log;
+    this.#onRoom = onRoom;
   }
 
   /** The broker has acknowledged `online`. */
   get isOnline(): boolean {
     return this.#isOnline;
+  }
+
+  /** Whether a frame can go out now. */
+  get hasRoom(): boolean {
+    return this.#isOnline && this.#link?.hasRoom === true;
   }
 
   /** Messages sent, lost for good, and waiting. */
@@ -61,6 +68,19 @@ export class Outbox {
       this.#backlog.add(message, this.#isOnline);
     }
     this.#advance();
+  }
+
+  /** Sends a frame now or never; `done` says once what became of it. */
+  sendFrame(frame: Outgoing, done: (problem?: SendProblem) => void): void {
+    if (!this.#link || !this.hasRoom) {
+      done({ kind: "lost", message: "the broker is away, or slow" });
+      return;
+    }
+    this.#link.send(frame, (problem) => {
+      if (!problem) this.#sent += 1;
+      done(problem);
+      this.#advance();
+    });
   }
 
   /** Starts sending over a link that has subscribed; `online` is what it ends its greeting with. */
@@ -121,6 +141,8 @@ export class Outbox {
     } finally {
       this.#isAdvancing = false;
     }
+    // Behind everything else that waits
+    if (this.hasRoom) this.#onRoom();
   }
 
   #nextRetained(): Outgoing | undefined {

@@ -5,11 +5,12 @@
 import { type ConversionConfig, type JsonSchema, toJsonSchema } from "@valibot/to-json-schema";
 import * as v from "valibot";
 import { CommandResult } from "../commands.ts";
+import { FRAME_MAX } from "../console/sealed.ts";
 import { CommandPayload, KINDS, type Kind, ROOT, SignedEnvelope } from "../messages.ts";
 
 /** One topic of the tree as a consumer sees it. */
 export interface Channel {
-  /** `tele/cpu`, `cmd`: its levels without the instance. */
+  /** `tele/cpu`, `cmd`, `console/out`: its levels without the instance. */
   name: string;
   /** With `{site}`, `{node}` and `{instance}`. */
   address: string;
@@ -20,7 +21,8 @@ export interface Channel {
   qos: 0 | 1;
   retain: boolean;
   summary: string;
-  schema: v.GenericSchema;
+  /** Absent: bytes that only the two ends of a session can read. */
+  schema?: v.GenericSchema;
 }
 
 const Switch = v.picklist(["ON", "OFF"]);
@@ -57,6 +59,17 @@ const HEARD: Omit<Channel, "address">[] = [
   },
 ];
 
+/** Sealed console sessions (agent/console/sealed.ts). */
+const SESSIONS: Channel[] = (["out", "in"] as const).map((way) => ({
+  name: `console/${way}`,
+  address: `${ROOT}/{site}/{node}/console/{instance}/${way}`,
+  instance: "<command id>",
+  direction: way === "out" ? "send" : "receive",
+  qos: 1,
+  retain: false,
+  summary: `Console session opened by a signed command: sealed frames ${way === "out" ? "from" : "to"} the node, at most ${FRAME_MAX} bytes`,
+}));
+
 /** Every topic of the tree. */
 export function channels(): Channel[] {
   const said = Object.entries<Kind>(KINDS).map(([name, kind]) => ({
@@ -91,7 +104,7 @@ export function channels(): Channel[] {
       address: `${ROOT}/{site}/reply/{instance}`,
     },
   ];
-  return [...said, ...heard, ...shared];
+  return [...said, ...heard, ...SESSIONS, ...shared];
 }
 
 /** One document with a definition per kind; `$comment` is its topic. */
@@ -156,7 +169,7 @@ export function asyncApi(version: string): Record<string, unknown> {
           {
             name: keyOf(channel),
             summary: channel.summary,
-            contentType: isText(channel) ? "text/plain" : "application/json",
+            contentType: contentTypeOf(channel),
             payload: convert(channel.schema, "draft-07"),
           },
         ]),
@@ -197,11 +210,15 @@ function describe({ summary, qos, retain }: Channel): string {
   return `${summary}. QoS ${qos}, ${retain ? "retained" : "not retained"}.`;
 }
 
-function isText({ schema }: Channel): boolean {
-  return schema.type === "picklist" || schema.type === "string";
+const BYTES = "application/octet-stream";
+
+function contentTypeOf({ schema }: Channel): string {
+  if (!schema) return BYTES;
+  return schema.type === "picklist" || schema.type === "string" ? "text/plain" : "application/json";
 }
 
-function convert(schema: v.GenericSchema, target: "draft-07" | "draft-2020-12"): JsonSchema {
+function convert(schema: Channel["schema"], target: "draft-07" | "draft-2020-12"): JsonSchema {
+  if (!schema) return { type: "string", contentMediaType: BYTES };
   const options: ConversionConfig = { target, typeMode: "input" };
   const { $schema: _, ...converted } = toJsonSchema(schema, options);
   return converted;

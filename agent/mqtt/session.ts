@@ -13,7 +13,7 @@ import type { Log } from "../log.ts";
 import type { RaiseAlarm } from "../messages.ts";
 import type { Part } from "../parts.ts";
 import { LinkError, type MqttConfig } from "./connect.ts";
-import { type Abilities, type Link, openLink } from "./link.ts";
+import { type Abilities, type Link, openLink, type SendProblem } from "./link.ts";
 import type { Incoming, Outgoing, Subscription } from "./message.ts";
 import { Outbox } from "./outbox.ts";
 import { Retry, UNDISPUTED_MS } from "./retry.ts";
@@ -33,6 +33,10 @@ export interface SessionOptions {
   statusTopic: string;
   subscriptions: readonly Subscription[];
   onMessage(incoming: Incoming): void;
+  /** A frame can go out, perhaps. */
+  onRoom?(): void;
+  /** The connection has ended: the frames on it are lost, and nobody answers any more. */
+  onLost?(why: string): void;
   alarm: RaiseAlarm;
   log: Log;
   /** Jitter; replaced in tests only. */
@@ -57,6 +61,10 @@ export interface Session {
   /** Connects and stays; on abort it says `offline` and returns within 2 s. */
   part: Part;
   publish(message: Outgoing): void;
+  /** Whether a frame can go out now. */
+  readonly hasRoom: boolean;
+  /** Sends a frame now or never; `done` says once what became of it. */
+  sendFrame(topic: string, frame: Uint8Array, done: (problem?: SendProblem) => void): void;
   readonly isOnline: boolean;
   readonly stats: Readonly<SessionStats>;
   /** Waits until everything said so far was acknowledged. False if it was not, at once while offline. */
@@ -69,6 +77,11 @@ export function openSession(options: SessionOptions): Session {
   return {
     part: (signal) => standing.run(signal),
     publish: (message) => standing.outbox.publish(message),
+    get hasRoom() {
+      return standing.outbox.hasRoom;
+    },
+    sendFrame: (topic, payload, done) =>
+      standing.outbox.sendFrame({ topic, payload, qos: 1, retain: false, class: "frame" }, done),
     get isOnline() {
       return standing.outbox.isOnline;
     },
@@ -91,7 +104,7 @@ class Standing {
   constructor(options: SessionOptions) {
     this.#options = options;
     const now = () => performance.now();
-    this.outbox = new Outbox(options.config.buffer_bytes, now, options.log);
+    this.outbox = new Outbox(options.config.buffer_bytes, now, options.log, () => options.onRoom?.());
     this.#retry = new Retry({
       maxMs: options.config.backoff_max_seconds * 1000,
       version: options.config.version === 3 ? 4 : 5,
@@ -144,7 +157,9 @@ class Standing {
     const undisputed = setTimeout(() => this.#options.alarm("cloned-identity", null), UNDISPUTED_MS);
     try {
       await this.#serve(link, signal);
-      return { error: await link.closed, livedMs: performance.now() - since };
+      const error = await link.closed;
+      this.#options.onLost?.(error.message);
+      return { error, livedMs: performance.now() - since };
     } finally {
       clearTimeout(undisputed);
       this.#protocol = undefined;

@@ -70,8 +70,8 @@ async function readKeyFile(path: string): Promise<string> {
   }
 }
 
-/** The public half, and the seed where the file gives it away without a passphrase. */
-function parseKeyFile(path: string, text: string): { publicKey: Uint8Array; seed?: Uint8Array } {
+/** The public half, and the seed where the file gives it away without a passphrase. Throws `CliError` naming `path`. */
+export function parseKeyFile(path: string, text: string): { publicKey: Uint8Array; seed?: Uint8Array } {
   const lines = text.replaceAll("\r\n", "\n").trim();
   try {
     if (lines.startsWith(`${BEGIN}\n`) && lines.endsWith(`\n${END}`))
