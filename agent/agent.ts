@@ -16,6 +16,7 @@ import type { Config } from "./config.ts";
 import { createConsoleService } from "./console/service.ts";
 import { Dispatcher } from "./dispatch.ts";
 import { createGpioService } from "./gpio/service.ts";
+import { reportNative } from "./hardware.ts";
 import { holdFolder } from "./hold.ts";
 import { nodeIdOf } from "./identity.ts";
 import type { Log } from "./log.ts";
@@ -63,6 +64,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
   opened.defer(() => journal.close());
   const uplink = createUplink({ config, node, hal: hal.kind, machine, clock, store, log });
   const { publish, tell, alarm } = uplink;
+  reportNative(hal, alarm, log);
 
   const controllers = await Promise.all(config.power.buses.map((bus) => openPower(hal, bus)));
   for (const controller of controllers) opened.defer(() => controller.close().catch(() => undefined));
@@ -89,11 +91,16 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     publish,
     alarm,
     tell,
+    audit: (entry) =>
+      void audit
+        .append(entry, { durable: false })
+        .catch((error) => log("error", "audit.failed", { error: String(error) })),
     teleSeconds: config.telemetry.groups.console ?? config.telemetry.interval_seconds,
     kernelConsoles: kernelConsoles(machine),
     clock,
     log,
   });
+  consoles.useSealed(uplink.openSealed);
   const { filesystems } = config.telemetry;
   const numbers = telemetry({
     sampler: createSampler(machine, { filesystems, nowMs: () => performance.now() }),
@@ -132,8 +139,8 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
   });
   uplink.listen(dispatcher, power, stopping);
   await reportInterrupted(journal, audit, publish, log);
-  const door = await openSocket(config.socket, dispatcher, log);
-  const rest = await openRest(config.power.rest, dispatcher, log);
+  const door = await openSocket(config.socket, dispatcher, log, consoles.claim);
+  const rest = await openRest(config.power.rest, dispatcher, { alarm, log });
   log("info", "agent.started", {
     node,
     site: config.site,

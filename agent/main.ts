@@ -1,11 +1,14 @@
 import { argv, env, stderr, stdin, stdout } from "node:process";
 import { run } from "./cli.ts";
+import { openKeyboard } from "./keyboard.ts";
 
 /** What is left of the two seconds that stopping may take. */
 const LAST_MS = 200;
 
 const stop = new AbortController();
 for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(name, () => stop.abort());
+// Nobody reads any more what was asked for
+stdout.on("error", () => stop.abort());
 
 process.exitCode = await run(argv.slice(2), {
   out: (text) => void stdout.write(text),
@@ -13,6 +16,7 @@ process.exitCode = await run(argv.slice(2), {
   env,
   isTerminal: stdout.isTTY === true,
   stdin: async () => Buffer.concat(await stdin.toArray()),
+  keyboard: openKeyboard(),
   signal: stop.signal,
 });
 leave();

@@ -3,7 +3,8 @@
  * Whoever can open it may do everything: it belongs to the agent's own user, usually root.
  *
  * Ask:    {"verb":"power.status","args":{},"reason":"…","as":"alice"}
- * Answer: command results (`fruit mqtt schema`), the last one final; then the agent closes.
+ * Answer: command results (`fruit mqtt schema`), the last one final; then the agent closes. After `console.open` that was
+ * done the connection goes on as the session (`agent/console/stream.ts`).
  */
 import { createHash, randomUUID } from "node:crypto";
 import { chmodSync, lstatSync, rmSync } from "node:fs";
@@ -13,6 +14,8 @@ import { dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import * as v from "valibot";
 import { type CommandResult, ROLES } from "./commands.ts";
+import type { Channel } from "./console/channel.ts";
+import { streamChannel } from "./console/stream.ts";
 import type { Dispatcher } from "./dispatch.ts";
 import { problemsOf } from "./issues.ts";
 import type { Log } from "./log.ts";
@@ -20,6 +23,9 @@ import type { Part } from "./parts.ts";
 import { CliError, EXIT } from "./terminal.ts";
 
 const MOST_CONNECTIONS = 32;
+/** Connections that have become sessions: they last, and take no room from questions. */
+const MOST_SESSIONS = 64;
+const OPENING = "console.open";
 const MOST_BYTES = 16_384;
 /** A client has this long to say what it wants. */
 const ASK_LIMIT_MS = 5000;
@@ -50,24 +56,42 @@ async function refuseTaken(path: string): Promise<void> {
   if (await answers(path)) throw new SocketTakenError(path);
 }
 
+/** Begins the session that a command has promised, on a channel made of the same connection; false when nobody promised it. */
+export type Claim = (session: string, channel: Channel) => boolean;
+
 /**
  * Opens the door and returns the part that serves it. Rejects with `SocketTakenError` when an agent already
  * answers there; a socket file that nobody answers on is left from a crash and is replaced.
  */
-export async function openSocket(path: string, dispatcher: Dispatcher, log: Log): Promise<Part> {
+export async function openSocket(
+  path: string,
+  dispatcher: Dispatcher,
+  log: Log,
+  claim: Claim = () => false,
+): Promise<Part> {
   await mkdir(dirname(path), { recursive: true });
   await refuseTaken(path);
   rmSync(path, { force: true });
   const open = new Set<Socket>();
+  /** Ended by those who hold the other end of their channels. */
+  const sessions = new Set<Socket>();
   const server = createServer((socket) => {
     socket.on("error", () => undefined);
     if (open.size >= MOST_CONNECTIONS) return turnAway(socket);
     open.add(socket);
-    void serve(socket, dispatcher, log);
+    const begin: Begin = (session, rest) => {
+      open.delete(socket);
+      sessions.add(socket);
+      socket.once("close", () => sessions.delete(socket));
+      const channel = streamChannel(socket, rest);
+      if (!claim(session, channel)) channel.close("nobody has promised this session, or too long ago");
+    };
+    const hasRoom = () => sessions.size < MOST_SESSIONS;
+    void serve(socket, dispatcher, log, { hasRoom, begin });
     socket.once("close", () => open.delete(socket));
   });
   // Those who are turned away are being told so.
-  server.maxConnections = 2 * MOST_CONNECTIONS;
+  server.maxConnections = 2 * MOST_CONNECTIONS + MOST_SESSIONS;
   await listen(server, path);
   return async (signal) => {
     const stopped = new Promise<void>((resolve, reject) => {
@@ -102,89 +126,62 @@ function hangUp(socket: Socket): void {
   socket.once("close", () => clearTimeout(timer));
 }
 
-/** The agent was asked, and did not answer to the end; `id` is the command's where it was accepted. */
-export class UnansweredError extends Error {
-  readonly id: string | undefined;
-  constructor(message: string, id: string | undefined) {
-    super(message);
-    this.id = id;
-  }
-}
+/** Makes a session of a connection; `rest` is what it said already. */
+type Begin = (session: string, rest: Uint8Array) => void;
 
-/**
- * Asks the agent on `path` for one command; resolves with the final result. Rejects with `UnansweredError` when the question was
- * put and the agent left, the limit passed, or the signal aborted; before that with what the system says.
- */
-export function ask(
-  path: string,
-  question: { verb: string; args: Record<string, unknown>; reason?: string; as?: string },
-  options: { onProgress(result: CommandResult): void; limitMs: number; signal: AbortSignal },
-): Promise<CommandResult> {
-  const { onProgress, limitMs, signal } = options;
-  return new Promise((resolve, reject) => {
-    const socket = connect(path);
-    let isAsked = false;
-    let last: CommandResult | undefined;
-    const end = (why: Error) => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", stop);
-      socket.destroy();
-      if (last && last.state !== "accepted" && last.state !== "running") resolve(last);
-      else reject(isAsked ? new UnansweredError(why.message, last?.id || undefined) : why);
-    };
-    const stop = () => end(new Error("interrupted"));
-    const timer = setTimeout(() => end(new Error(`no answer within ${limitMs / 1000} s`)), limitMs);
-    signal.addEventListener("abort", stop);
-    const lines = splitLines((line) => {
-      last = JSON.parse(line) as CommandResult;
-      onProgress(last);
-    });
-    socket.on("connect", () => {
-      isAsked = true;
-      socket.write(`${JSON.stringify(question)}\n`);
-    });
-    socket.on("data", (chunk: Buffer) => {
-      try {
-        lines(chunk);
-      } catch (cause) {
-        end(new Error("what answers there is no agent", { cause }));
-      }
-    });
-    socket.on("error", end);
-    socket.on("close", () => end(new Error("the agent closed the connection before it had answered")));
-    if (signal.aborted) stop();
-  });
-}
-
-async function serve(socket: Socket, dispatcher: Dispatcher, log: Log): Promise<void> {
+async function serve(
+  socket: Socket,
+  dispatcher: Dispatcher,
+  log: Log,
+  sessions: { hasRoom: () => boolean; begin: Begin },
+): Promise<void> {
   try {
-    const bytes = await firstLine(socket);
-    if (bytes === undefined) return;
-    await obey(bytes, dispatcher, (result) => {
+    const said = await firstLine(socket);
+    if (said === undefined) return;
+    const asked = parse(said.line);
+    const isOpening = asked.success && asked.output.verb === OPENING;
+    // What else it says is read and forgotten: kept it would pile up. After an opening it is the session's.
+    if (!isOpening) socket.resume();
+    const answer = (result: CommandResult) => {
       if (socket.writable) socket.write(line(result));
-    });
+      return result;
+    };
+    const last =
+      isOpening && !sessions.hasRoom()
+        ? answer(refusal({ code: "busy", message: `${MOST_SESSIONS} sessions are open; try again later` }))
+        : await obey(said.line, asked, dispatcher, answer);
+    const session = isOpening ? sessionIn(last) : undefined;
+    if (session !== undefined) return sessions.begin(session, said.rest);
   } catch (error) {
     log("error", "socket.failed", { error: String(error) });
-  } finally {
-    hangUp(socket);
   }
+  hangUp(socket);
 }
+
+/** The session that a command has promised, if it has. */
+function sessionIn({ state, result }: CommandResult): string | undefined {
+  const { session } = (result ?? {}) as { session?: unknown };
+  return state === "done" && typeof session === "string" ? session : undefined;
+}
+
+const refusal = (why: { code: string; message: string }): CommandResult => ({
+  id: randomUUID(),
+  verb: "",
+  state: "refused",
+  ...why,
+});
 
 async function obey(
   bytes: Uint8Array,
+  asked: Parsed,
   dispatcher: Dispatcher,
-  answer: (result: CommandResult) => void,
-): Promise<void> {
-  const asked = parse(bytes);
-  const id = randomUUID();
-  if (!asked.success) {
-    answer({ id, verb: "", state: "refused", code: asked.code, message: asked.message });
-    return;
-  }
+  answer: (result: CommandResult) => CommandResult,
+): Promise<CommandResult> {
+  if (!asked.success) return answer(refusal({ code: asked.code, message: asked.message }));
   const { verb, args, reason, as } = asked.output;
-  await dispatcher.execute(
+  return dispatcher.execute(
     {
-      id,
+      id: randomUUID(),
       verb,
       args,
       ...(reason === undefined ? {} : { reason }),
@@ -228,39 +225,27 @@ function parse(bytes: Uint8Array): Parsed {
   return { success: false, code: "bad-envelope", message };
 }
 
-/** Everything up to the first newline, or more than anybody may say; undefined when the client left or took too long. */
-function firstLine(socket: Socket): Promise<Uint8Array | undefined> {
+/** Everything up to the first newline, or more than anybody may say, and what came with it; undefined when the client left or took too long. */
+function firstLine(socket: Socket): Promise<{ line: Uint8Array; rest: Uint8Array } | undefined> {
   return new Promise((resolve) => {
-    const chunks: Buffer[] = [];
-    let length = 0;
+    let said: Uint8Array = new Uint8Array();
     const timer = setTimeout(() => socket.destroy(), ASK_LIMIT_MS);
-    const done = (said?: Uint8Array) => {
+    const done = (end?: number) => {
       clearTimeout(timer);
       socket.off("data", take);
-      // What else it says is read and forgotten: kept it would pile up.
-      socket.resume();
-      resolve(said);
+      socket.pause();
+      resolve(end === undefined ? undefined : { line: said.subarray(0, end), rest: said.subarray(end + 1) });
     };
     const take = (chunk: Buffer) => {
       const end = chunk.indexOf(10);
-      chunks.push(end < 0 ? chunk : chunk.subarray(0, end));
-      length += chunk.length;
-      if (end >= 0 || length > MOST_BYTES) done(Buffer.concat(chunks));
+      const before = said.length;
+      said = Buffer.concat([said, chunk]);
+      if (end >= 0) done(before + end);
+      else if (said.length > MOST_BYTES) done(said.length);
     };
     socket.on("data", take);
     socket.once("close", () => done());
   });
-}
-
-/** Calls back once per whole line; text may arrive in any pieces. */
-function splitLines(each: (line: string) => void): (chunk: Buffer) => void {
-  const decoder = new TextDecoder();
-  let rest = "";
-  return (chunk) => {
-    const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n");
-    rest = lines.pop() ?? "";
-    for (const text of lines) if (text) each(text);
-  };
 }
 
 /** Only a refusal means that nobody is there: a socket of somebody else's says EACCES. */

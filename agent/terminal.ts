@@ -28,8 +28,22 @@ export interface Io {
   isTerminal: boolean;
   /** Everything on standard input. */
   stdin(): Promise<Uint8Array>;
+  /** Standard input and output as bytes that come and go, for verbs that are conversations. */
+  keyboard?: Keyboard;
   /** Aborts on SIGINT, SIGTERM and SIGHUP. */
   signal: AbortSignal;
+}
+
+/** Where somebody types and looks; or a file, a pipe, nothing. */
+export interface Keyboard {
+  /** Somebody types there, and keys can come one by one. */
+  isTerminal: boolean;
+  /** What is typed, as it comes; ends at the end of a file, and when the signal aborts. */
+  read(signal: AbortSignal): AsyncIterable<Uint8Array>;
+  /** From now on each key comes at once and as it is, Ctrl-C too, and no newline is added to what is shown. Disposing makes the terminal what it was; so does every end of the process but SIGKILL. */
+  raw(): Promise<Disposable>;
+  /** Shows bytes as they are; resolves when they are on their way out, rejects when nobody looks any more. */
+  show(bytes: Uint8Array): Promise<void>;
 }
 
 /** Wrong words on the command line: exit 2, with the usage of the verb. */

@@ -10,6 +10,19 @@ interface Words {
 }
 
 const WORDS: Record<string, Words> = {
+  "console.break": { typed: "console break" },
+  "console.kick": { typed: "console kick" },
+  "console.list": { typed: "console list", isRead: true },
+  "console.log": { typed: "console log" },
+  "console.open": { typed: "console" },
+  "console.send": { typed: "console send" },
+  "console.set": { typed: "console set" },
+  "console.who": { typed: "console who", isRead: true },
+  "gpio.get": { typed: "gpio get", isRead: true },
+  "gpio.list": { typed: "gpio list", isRead: true },
+  "gpio.pulse": { typed: "gpio pulse" },
+  "gpio.set": { typed: "gpio set" },
+  "gpio.watch": { typed: "gpio watch", isRead: true },
   identify: { typed: "identify" },
   "job.get": { typed: "job get", isRead: true },
   "lock.clear": { typed: "unlock" },
@@ -24,6 +37,9 @@ const WORDS: Record<string, Words> = {
   "power.scan": { typed: "power scan" },
   "power.shutdown": { typed: "power shutdown" },
   "power.status": { typed: "power status", isRead: true },
+  "stack.announce": { typed: "stack announce" },
+  "stack.halt": { typed: "stack halt" },
+  "stack.status": { typed: "stack status", isRead: true },
   "telemetry.boost": { typed: "telemetry boost" },
 };
 

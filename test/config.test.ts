@@ -77,6 +77,18 @@ test.each<{ document: unknown; says: string[] }>([
   },
   { document: connected({ password_file: "/p" }), says: ["mqtt.password_file: without mqtt.username"] },
   {
+    document: powered({ rest: { port: 8080, username: "labgrid" } }),
+    says: ["power.rest.username, power.rest.password_file: one without the other"],
+  },
+  {
+    document: powered({ rest: { port: 8080, username: "a:b", password_file: "/p" } }),
+    says: ['power.rest.username: "a:b" is no name: 1 to 58 letters, digits, _ . @ and -'],
+  },
+  {
+    document: powered({ rest: { port: 8080, outlets: ["0.0", "0.2", "3.0"] } }),
+    says: ["power.rest.outlets.1: board 0 has 2 Pis, 0.0 to 0.1", "power.rest.outlets.2: no bus has board 3"],
+  },
+  {
     document: powered({ buses: [bus(), bus({ device: "/dev/ttyS1", boards: [1, 0] })] }),
     says: ["power.buses.1.boards: board 0 is already on bus 0"],
   },
@@ -123,6 +135,35 @@ test.each<{ document: unknown; says: string[] }>([
   {
     document: powered({ outlets: { "0.1": { name: "0.0" } } }),
     says: ['power.outlets.0.1.name: "0.0" is no name: 1 to 32 of a-z, 0-9 and -'],
+  },
+  {
+    document: {
+      ...powered({ buses: [bus()], rest: { port: 8080 } }),
+      consoles: {
+        a: { device: "/dev/ttyS0", outlet: "0.1", rfc2217: 2001, raw: 2001 },
+        b: { device: "/dev/ttyUSB0", outlet: "7.0", raw: 8080 },
+        c: { device: "/dev/ttyUSB0" },
+      },
+    },
+    says: [
+      "consoles.a.raw: 2001 is consoles.a.rfc2217 already",
+      "consoles.b.raw: 8080 is power.rest already",
+      "consoles.a.device: /dev/ttyS0 is a power bus already",
+      "consoles.c.device: /dev/ttyUSB0 is consoles.b already",
+      "consoles.b.outlet: no bus has board 7",
+    ],
+  },
+  {
+    document: {
+      ...powered({ buses: [{ driver: "sim", device: "sim", boards: [0] }] }),
+      consoles: { "Rack 1": { device: "" }, a: { device: "sim", baud: 10, record: { dir: "here" } } },
+    },
+    says: [
+      'consoles.Rack 1: "Rack 1" is no console name: 1 to 32 of a-z, 0-9 and -',
+      "consoles.Rack 1.device: length at least 1, not 0",
+      "consoles.a.baud: at least 50, not 10",
+      'consoles.a.record.dir: "here" is not an absolute path',
+    ],
   },
   {
     document: powered({ off_time_seconds: 1 }),

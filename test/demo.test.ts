@@ -65,6 +65,12 @@ test("the demo's commands work as printed, its nodes come and go with their powe
   await until("the node is off the air", () => status(VICTIM) === "offline", 30_000);
   await until("the node is back", () => status(VICTIM) === "online", 30_000);
   expect(await cycled).toMatchObject({ exit: 0 });
+  // Its console went through the same
+  const log = (await run(`${state}/fruit console log rack1-c`)).out.trimEnd();
+  const order = [...log.matchAll(/power: \w+ by|going down|Booting Linux|login:$/g)].map(([what]) => what);
+  expect(order).toEqual(["going down", "power: off by", "power: on by", "Booting Linux", "login:"]);
+  expect((await run(`${state}/fruit console send rack1-c --expect Password root`)).exit).toBe(0);
+  expect(said).toContain("fruit console rack1-c");
   expect((await run(line("lock 1.0"))).exit).toBe(0);
   expect(await run(line("power off 0.0"))).toMatchObject({ exit: 4, out: "" });
   const remote = await run(line("from home"));

@@ -1,15 +1,29 @@
 import { expect, test } from "bun:test";
 import type { Command } from "../agent/commands.ts";
+import { parseConfig } from "../agent/config.ts";
+import { CONSOLE_VERBS } from "../agent/console/cli.ts";
+import { GPIO_VERBS } from "../agent/gpio/cli.ts";
+import { createGpioService } from "../agent/gpio/service.ts";
 import { nodeCommands } from "../agent/node.ts";
 import { POWER_VERBS } from "../agent/power/cli.ts";
+import { STACK_VERBS } from "../agent/stack/cli.ts";
+import { createStackRole } from "../agent/stack/service.ts";
 import { asTyped, isRead, KNOWN_VERBS } from "../agent/words.ts";
+import { consoleBench } from "./consoles.ts";
 import { bench, Rack } from "./rack.ts";
 
 /** The command table as the agent puts it together. */
 function table(): Command[] {
   const parts = { machine: {}, journal: {}, boost: () => undefined };
+  const config = parseConfig("node.json", { site: "lab" });
+  const hal = { machine: { read: () => undefined } };
+  const gpio = { config, hal, hasStackRole: false };
+  const stack = { config: config.stack, hal };
   return [
     ...bench(new Rack(1)).service.commands,
+    ...consoleBench().service.commands,
+    ...createGpioService(gpio as unknown as Parameters<typeof createGpioService>[0]).commands,
+    ...createStackRole(stack as unknown as Parameters<typeof createStackRole>[0]).commands,
     ...nodeCommands(parts as unknown as Parameters<typeof nodeCommands>[0]),
   ];
 }
@@ -20,9 +34,11 @@ test("the words are those of the command table, and what only looks is of tier 0
   expect(KNOWN_VERBS.filter(isRead)).toEqual(rows.filter(({ tier }) => tier === 0).map(({ verb }) => verb));
 });
 
-test("what is typed for a command about power is a verb of the command line", () => {
-  const typed = KNOWN_VERBS.filter((verb) => /^(power|lock)\./.test(verb)).map((verb) => asTyped(verb));
-  const words = POWER_VERBS.map((verb) => verb.words);
+test("what is typed for a command about power, consoles, lines or the stack is a verb of the command line", () => {
+  const typed = KNOWN_VERBS.filter((verb) => /^(power|lock|console|gpio|stack)\./.test(verb)).map((verb) =>
+    asTyped(verb),
+  );
+  const words = [...POWER_VERBS, ...CONSOLE_VERBS, ...GPIO_VERBS, ...STACK_VERBS].map((verb) => verb.words);
   expect(typed.filter((one) => !words.includes(one))).toEqual([]);
 });
 

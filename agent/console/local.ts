@@ -1,11 +1,18 @@
 /** The way to a console through the agent's socket on this machine. */
-import { CliError, EXIT } from "../terminal.ts";
+import { converse } from "../ask.ts";
+import { CliError, exitOf } from "../terminal.ts";
 import type { Channel } from "./channel.ts";
+import { streamChannel } from "./stream.ts";
 
-/** Asks the agent on `path` for `console.open`; the same connection then carries the session. Throws `CliError`. */
+const ANSWER_MS = 30_000;
+
+/**
+ * Asks the agent on `path` for `console.open`; the same connection then carries the session. Throws `CliError` where that
+ * was refused, and as `converse` does.
+ */
 export async function attachLocally(
   path: string,
-  _question: {
+  question: {
     console: string;
     mode: "write" | "read";
     force?: boolean;
@@ -13,7 +20,15 @@ export async function attachLocally(
     reason?: string;
     as: string;
   },
-  _signal: AbortSignal,
+  signal: AbortSignal,
 ): Promise<Channel> {
-  throw new CliError(EXIT.unreachable, `${path}: no consoles yet`);
+  const { reason, as, ...args } = question;
+  const { result, socket, rest } = await converse(
+    path,
+    { verb: "console.open", args, as, ...(reason === undefined ? {} : { reason }) },
+    { onProgress: () => undefined, limitMs: ANSWER_MS, signal },
+  );
+  if (result.state === "done") return streamChannel(socket, rest);
+  socket.destroy();
+  throw new CliError(exitOf(result), result.message ?? `console.open: ${result.state}`);
 }

@@ -19,6 +19,7 @@ export interface Mark {
     | "skipped"
     | "gap"
     | "power"
+    | "lock"
     | "break"
     | "settings"
     | "line"
@@ -36,11 +37,12 @@ export interface Attached {
   since: number;
   /** Milliseconds since they last typed; absent for somebody who never did. */
   idleMs?: number;
+  /** What they typed, and what they were shown. */
   bytesIn: number;
   bytesOut: number;
 }
 
-/** What a reader is given, in order. */
+/** What a reader is given, in order: first what is replayed, then a view, then what happens. */
 export type Item =
   | {
       kind: "bytes";
@@ -66,7 +68,10 @@ export interface AttachOptions {
   ended(why: string): void;
 }
 
-/** Somebody's hold on a console. What only the writer may do throws `Refusal` busy (or locked) for others, naming who. */
+/**
+ * Somebody's hold on a console. What only the writer may do throws `Refusal` busy (or locked) for others, naming who, and
+ * `HalError` io while the line is gone. A door that cannot ask (`rfc2217`, `raw`) takes the right to write by writing, when nobody has it.
+ */
 export interface Attachment {
   readonly who: string;
   readonly mayWrite: boolean;
@@ -81,8 +86,8 @@ export interface Attachment {
   release(): void;
   /** Shows so many lines of the ring again. */
   replay(lines: number): void;
-  /** Leaves; nothing is shown any more. */
-  detach(): void;
+  /** Leaves; nothing is shown any more. `why` goes on record. */
+  detach(why?: string): void;
 }
 
 /** One serial line, recorded from the agent's start on. */
@@ -90,6 +95,8 @@ export interface Console {
   readonly name: string;
   readonly outlet: OutletId | undefined;
   readonly state: ConsoleState;
+  /** How the line talks now; RFC 2217 clients ask for all of it. */
+  readonly settings: Readonly<LineSettings>;
   readonly attached: readonly Attached[];
   /** Throws `Refusal` busy when too many are attached. */
   attach(options: AttachOptions): Attachment;

@@ -1,20 +1,36 @@
 /**
  * Consoles as one part of a node: serial lines in; commands, published state, telemetry and attached people out.
  */
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Hal, OutletId } from "../../hal/ports.ts";
 import type { Caller, Command } from "../commands.ts";
 import type { Config } from "../config.ts";
 import type { Log } from "../log.ts";
 import type { Lock, Publish, RaiseAlarm, Tell } from "../messages.ts";
-import type { Part } from "../parts.ts";
+import { type Part, together } from "../parts.ts";
+import type { AuditEntry } from "../record/audit.ts";
+import { payloadOf } from "../telemetry/formats.ts";
 import type { Channel } from "./channel.ts";
+import { consoleCommands } from "./commands.ts";
+import { SerialConsole } from "./console.ts";
+import { openListeners } from "./listen.ts";
+import { Openings } from "./openings.ts";
 import type { Console } from "./port.ts";
 
 /** What the consoles need to know of power: injected, so that neither imports the other. */
 export interface OutletView {
   lockOf(outlet: OutletId): Lock | undefined;
-  /** Calls back when something happens to an outlet, in words for a mark: `off by alice (kernel test)`. */
-  onChange(happened: (outlet: OutletId, what: string) => void): void;
+  /** Calls back when something happens to an outlet. */
+  onChange(happened: (outlet: OutletId, change: OutletChange) => void): void;
+}
+
+/** Something that happened to an outlet. */
+export interface OutletChange {
+  kind: "power" | "lock";
+  /** In words for a mark: `off by alice (kernel test)`. */
+  what: string;
+  /** Whose lock was taken away. */
+  lost?: string;
 }
 
 /** What the service is made of. */
@@ -25,11 +41,14 @@ export interface ConsoleOptions {
   publish: Publish;
   alarm: RaiseAlarm;
   tell: Tell;
+  /** Puts on record who was attached and who sent a break; never what was typed. */
+  audit: (entry: AuditEntry) => void;
   /** Interval of `tele/console`; 0 turns it off. */
   teleSeconds: number;
   /** The kernel's own consoles (`console=` of its command line, as /dev names): never opened. */
   kernelConsoles: readonly string[];
   clock: () => { synced: boolean };
+  random?: () => number;
   log: Log;
 }
 
@@ -58,13 +77,50 @@ export interface ConsoleService {
 }
 
 /** Makes the service. Lines are opened when its part runs. */
-export function createConsoleService(_options: ConsoleOptions): ConsoleService {
+export function createConsoleService(options: ConsoleOptions): ConsoleService {
+  const consoles = new Map(
+    Object.entries(options.config).map(([name, config]) => [name, new SerialConsole(name, config, options)]),
+  );
+  const all = [...consoles.values()];
+  options.outlets.onChange((outlet, change) => {
+    for (const console of all) if (console.outlet === outlet) console.outletChanged(change);
+  });
+  const openings = new Openings();
   return {
-    part: async () => undefined,
-    commands: [],
-    consoles: new Map(),
-    claim: () => false,
-    useSealed: () => undefined,
-    errors: () => 0,
+    part: (signal) =>
+      together(
+        [
+          ...all.map(
+            (console): Part =>
+              (stop) =>
+                console.part(stop),
+          ),
+          openListeners({ consoles, config: options.config, alarm: options.alarm, log: options.log }),
+          telemetry(all, options),
+        ],
+        signal,
+      ),
+    commands: consoleCommands(consoles, openings),
+    consoles,
+    claim: (session, channel) => openings.claim(session, channel),
+    useSealed: (open) => openings.useSealed(open),
+    errors: () => all.reduce((sum, { losses }) => sum + losses, 0),
+  };
+}
+
+/** Publishes the numbers of every line at its interval. */
+function telemetry(consoles: readonly SerialConsole[], options: ConsoleOptions): Part {
+  const { teleSeconds, publish, clock, random = Math.random } = options;
+  return async (signal) => {
+    if (teleSeconds === 0 || consoles.length === 0) return;
+    // Nodes that were switched on together shall not stay in step.
+    let pauseMs = teleSeconds * 1000 * random();
+    while (!signal.aborted) {
+      await sleep(pauseMs, undefined, { signal }).catch(() => undefined);
+      if (signal.aborted) return;
+      const ts = clock().synced ? Math.floor(Date.now() / 1000) : undefined;
+      for (const { name, numbers } of consoles) publish("tele/console", name, payloadOf(numbers, ts));
+      pauseMs = teleSeconds * 1000;
+    }
   };
 }

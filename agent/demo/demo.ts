@@ -44,6 +44,8 @@ interface Place {
   serial: string;
   config: string;
   socket: string;
+  /** Its serial console, which ends at the controller. */
+  console: { name: string; device: string };
 }
 
 /** Runs the demo until its time is up or the signal aborts; a temporary folder goes with it. */
@@ -76,12 +78,16 @@ async function runSite(folder: string, options: DemoOptions, io: Io): Promise<vo
   const words = introduction(folder, places, broker.port);
   io.out(io.isTerminal ? `\x1b[2J\x1b[H${words}` : `${words}\n`);
   try {
+    const report: Report = (outlet, state) => stack.report(outlet, state);
     for (const place of places) {
-      const report: Report = (outlet, state) => stack.report(outlet, state);
       const pi = new DemoPi({ ...place, logFile: join(folder, `${place.node}.log`), report });
       pis.push(pi);
+      await pi.serveConsole(place.console.device, end.signal);
       stack.on(place.outlet);
       stack.attach(place.outlet, pi);
+    }
+    // The controller is the first to look at all of them
+    for (const pi of pis) {
       pi.start();
       await sleep(START_APART_MS, undefined, { signal: stop }).catch(() => undefined);
     }
@@ -105,6 +111,10 @@ function placesOf(folder: string, { nodes, seed }: DemoOptions): Place[] {
       outlet: `${index >> 1}.${index & 1}`,
       config: join(folder, `${node}.json`),
       socket: join(folder, `${node}.sock`),
+      console: {
+        name: `rack${1 + Math.floor(index / 26)}-${String.fromCharCode(97 + (index % 26))}`,
+        device: join(folder, `${node}.tty.sock`),
+      },
     };
   });
 }
@@ -117,7 +127,7 @@ function writeSite(folder: string, places: readonly Place[], port: number, seed:
   const [type, base64] = key.publicLine.split(" ");
   writeFileSync(
     signers,
-    `technician@demo namespaces="fruit-cmd@v1" ${type} ${base64} roles=read,power outlets=*\n`,
+    `technician@demo namespaces="fruit-cmd@v1" ${type} ${base64} roles=read,power,console outlets=*\n`,
   );
   for (const [index, place] of places.entries()) {
     const config = {
@@ -156,14 +166,14 @@ function controller(folder: string, places: readonly Place[], signers: string) {
         },
       ],
       outlets: Object.fromEntries(
-        places.map(({ outlet, node }, index) => [
-          outlet,
-          { name: `rack${1 + Math.floor(index / 26)}-${String.fromCharCode(97 + (index % 26))}`, node },
-        ]),
+        places.map(({ outlet, node, console }) => [outlet, { name: console.name, node }]),
       ),
       poll_seconds: 2,
       boot_seconds: 20,
     },
+    consoles: Object.fromEntries(
+      places.map(({ outlet, console }) => [console.name, { device: console.device, outlet }]),
+    ),
     commands: {
       allowed_signers: signers,
       unsigned_outlets: places.length > 2 ? [places.at(-1)?.outlet] : [],
@@ -188,6 +198,8 @@ Try in a second terminal:
   ${fruit} lock ${victim?.outlet} --for 2h --reason "kernel test"
   ${fruit} power off ${first?.outlet}
   ${fruit} audit verify
+ the serial console of a node, as any name with any password; ~. leaves:
+  ${fruit} console ${victim?.console.name}
  the same from anywhere, signed with the technician's key, and what everybody hears:
   ${fruit} power status ${from}
   ${fruit} power off ${victim?.outlet} --reason "from home" ${from} --key ${folder}/technician

@@ -3,7 +3,9 @@ import { closeSync, openSync } from "node:fs";
 import { argv, execPath } from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { OutletId } from "../../hal/ports.ts";
+import { PiConsole, type Wanted } from "../../hal/sim/console.ts";
 import type { SimHost } from "../../hal/sim/stack.ts";
+import { serveUart } from "../../hal/sim/uartwire.ts";
 
 /** How long a simulated Pi needs from power to its agent's start, milliseconds: a real one needs about half a minute. */
 const BOOT_MS = 2500;
@@ -13,7 +15,7 @@ export type Report = (outlet: OutletId, state: "starting" | "running" | "stoppin
 
 /**
  * One Pi of the demo: its supply starts and kills a real agent process. Cutting the supply is SIGKILL, so the broker
- * finds out the way it would in a rack, by the connection's end; a shutdown signal is SIGTERM.
+ * finds out the way it would in a rack, by the connection's end; a shutdown signal is SIGTERM. Its UART says what goes with it.
  */
 export class DemoPi implements SimHost {
   readonly node: string;
@@ -21,6 +23,8 @@ export class DemoPi implements SimHost {
   readonly #config: string;
   readonly #logFile: string;
   readonly #report: Report;
+  readonly #console: PiConsole;
+  #say: (bytes: Uint8Array) => void = () => undefined;
   #child: ChildProcess | undefined;
   #booting: AbortController | undefined;
 
@@ -30,33 +34,36 @@ export class DemoPi implements SimHost {
     this.#config = options.config;
     this.#logFile = options.logFile;
     this.#report = options.report;
+    this.#console = new PiConsole({
+      hostname: options.node,
+      bootMs: BOOT_MS,
+      say: (bytes) => this.#say(bytes),
+      wanted: (what) => this.#wanted(what),
+    });
+  }
+
+  /** Lets the node that has its console reach its UART at this path. */
+  async serveConsole(path: string, signal: AbortSignal): Promise<void> {
+    this.#say = await serveUart(path, this.#console, signal);
   }
 
   powered(): void {
     const booting = new AbortController();
+    this.#booting?.abort();
     this.#booting = booting;
-    this.#report(this.#outlet, "starting");
+    this.#become("starting");
     void sleep(BOOT_MS, undefined, { signal: booting.signal })
       .then(() => this.start())
       .catch(() => undefined);
   }
 
   cut(): void {
-    this.#booting?.abort();
-    this.#child?.kill("SIGKILL");
-    this.#child = undefined;
+    this.#kill();
+    this.#console.became("off");
   }
 
   signalled(): void {
-    this.#report(this.#outlet, "stopping");
-    this.#booting?.abort();
-    const child = this.#child;
-    this.#child = undefined;
-    if (!child || child.exitCode !== null) this.#report(this.#outlet, "halted");
-    else {
-      child.once("exit", () => this.#report(this.#outlet, "halted"));
-      child.kill("SIGTERM");
-    }
+    this.#shutDown(() => this.#become("halted"));
   }
 
   /** Starts the agent without waiting for a boot. Attached: when the demo dies, however it dies, its agents end. */
@@ -73,7 +80,7 @@ export class DemoPi implements SimHost {
     );
     closeSync(log);
     this.#child = child;
-    this.#report(this.#outlet, "running");
+    this.#become("running");
     // An agent that dies by itself is started again, as the init of a Pi would.
     child.once("exit", () => {
       if (this.#child === child) this.powered();
@@ -91,6 +98,41 @@ export class DemoPi implements SimHost {
     const timer = setTimeout(() => child.kill("SIGKILL"), 3000);
     await gone;
     clearTimeout(timer);
+  }
+  /** What somebody typed at its console. */
+  #wanted(what: Wanted): void {
+    if (what === "poweroff") this.signalled();
+    else if (what === "reboot") this.#shutDown(() => this.powered());
+    else {
+      this.#kill();
+      this.powered();
+    }
+  }
+
+  #kill(): void {
+    this.#booting?.abort();
+    this.#child?.kill("SIGKILL");
+    this.#child = undefined;
+  }
+
+  /** Ends its agent, then does what comes after; not where the supply was cut or came back meanwhile. */
+  #shutDown(then: () => void): void {
+    this.#booting?.abort();
+    this.#booting = new AbortController();
+    const { signal } = this.#booting;
+    this.#become("stopping");
+    const child = this.#child;
+    this.#child = undefined;
+    if (!child || child.exitCode !== null) then();
+    else {
+      child.once("exit", () => signal.aborted || then());
+      child.kill("SIGTERM");
+    }
+  }
+
+  #become(state: Parameters<Report>[1]): void {
+    this.#report(this.#outlet, state);
+    this.#console.became(state);
   }
 }
 

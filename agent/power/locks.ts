@@ -10,6 +10,7 @@ import type { Store } from "../store.ts";
 import { duration } from "../terminal.ts";
 import { present } from "./fields.ts";
 import { clockTime, ONE_OUTLET, person } from "./show.ts";
+import type { Happening } from "./switch.ts";
 import type { Time } from "./time.ts";
 
 /** How long a lock lasts when nobody says: 4 h. */
@@ -30,6 +31,8 @@ interface LockOptions {
   time: Time;
   publish: Publish;
   tell: Tell;
+  /** The same in words, for the outlet's console. */
+  happened: (outlet: OutletId, what: Happening) => void;
   /** A lock came or went: the outlet's state shows it. */
   changed: (outlet: OutletId) => void;
 }
@@ -74,7 +77,7 @@ export class Locks {
 
   /** Takes or renews a lock. Throws `Refusal` locked when somebody else holds it. */
   async set(outlet: OutletId, owner: string, reason: string, forSeconds: number): Promise<Lock> {
-    const { longestSeconds, time, tell } = this.#options;
+    const { longestSeconds, time, tell, happened } = this.#options;
     if (forSeconds > longestSeconds)
       throw new Refusal(
         "bad-args",
@@ -87,10 +90,9 @@ export class Locks {
     const mine = { outlet, owner, reason, since, until: now + forSeconds * 1000 };
     await this.#replace(outlet, mine);
     const lock = this.#told(mine);
-    tell("lock.set", {
-      ...lock,
-      message: `${outlet} locked by ${person(owner)} until ${clockTime(lock.until, time.unix(now))}`,
-    });
+    const message = `${outlet} locked by ${person(owner)} until ${clockTime(lock.until, time.unix(now))}`;
+    tell("lock.set", { ...lock, message });
+    happened(outlet, { kind: "lock", what: message });
     return lock;
   }
 
@@ -101,15 +103,17 @@ export class Locks {
     const isKick = lock.owner !== who;
     if (isKick && !kick) throw this.#refusal(lock);
     await this.#replace(outlet, undefined);
+    const message = isKick
+      ? `${person(who)} took the lock of ${person(lock.owner)} on ${outlet}`
+      : `${outlet} unlocked by ${person(who)}`;
     this.#options.tell(isKick ? "lock.kicked" : "lock.cleared", {
       outlet,
       owner: lock.owner,
       by: who,
       ...present({ reason }),
-      message: isKick
-        ? `${person(who)} took the lock of ${person(lock.owner)} on ${outlet}`
-        : `${outlet} unlocked by ${person(who)}`,
+      message,
     });
+    this.#options.happened(outlet, { kind: "lock", what: message, ...(isKick ? { lost: lock.owner } : {}) });
     return this.#told(lock);
   }
 
@@ -118,11 +122,10 @@ export class Locks {
     for (const lock of [...this.#locks.values()]) {
       if (this.#stands(lock)) continue;
       await this.#replace(lock.outlet, undefined);
-      this.#options.tell("lock.expired", {
-        outlet: lock.outlet,
-        owner: lock.owner,
-        message: `the lock of ${person(lock.owner)} on ${lock.outlet} has ended`,
-      });
+      const { outlet, owner } = lock;
+      const message = `the lock of ${person(owner)} on ${outlet} has ended`;
+      this.#options.tell("lock.expired", { outlet, owner, message });
+      this.#options.happened(outlet, { kind: "lock", what: message });
     }
   }
 

@@ -148,6 +148,7 @@ class Round {
       if (intent) memory.intent = intent;
     } else {
       outlet.explain(supply, { cause: "external" }, now);
+      means.happened(outlet.id, { kind: "power", what: `${supply} by somebody else` });
       means.tell("power.external", {
         outlet: outlet.id,
         ...present({ name: outlet.name }),

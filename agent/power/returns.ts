@@ -95,6 +95,7 @@ export class Returns {
     if (owed !== "any" && owed !== supply) return;
     const by = owed === "any" ? "board" : "policy";
     outlet.explain(supply, { cause: "policy-restore", by }, means.now());
+    means.happened(outlet.id, { kind: "power", what: `${supply} by ${by}, the mains are back` });
     means.changed(outlet);
   }
 

@@ -17,6 +17,7 @@ import type { Store } from "../store.ts";
 import type { Outlet } from "./outlet.ts";
 import { poll } from "./poll.ts";
 import { Stack } from "./stack.ts";
+import type { Happening } from "./switch.ts";
 import { powerCommands } from "./verbs.ts";
 
 /** What the power service is made of. */
@@ -50,8 +51,8 @@ export interface PowerService {
   outlets: readonly OutletId[];
   /** Who has reserved an outlet. */
   lockOf(outlet: OutletId): Lock | undefined;
-  /** Calls back when something happens to an outlet, in words for a mark: `off by alice (kernel test)`. */
-  onChange(happened: (outlet: OutletId, what: string) => void): void;
+  /** Calls back when something happens to an outlet, at the moment when it does. */
+  onChange(happened: (outlet: OutletId, what: Happening) => void): void;
   /** Of all buses together. */
   counters(): BusCounters;
 }
@@ -67,7 +68,7 @@ export function createPowerService(options: PowerOptions): PowerService {
     commands: powerCommands(stack, options),
     outlets: [...stack.outlets.keys()],
     lockOf: (outlet) => stack.locks.of(outlet),
-    onChange: () => undefined,
+    onChange: (happened) => void stack.listeners.push(happened),
     heard: (node, kind, payload) => {
       const outlet = [...stack.outlets.values()].find((one) => one.node === node);
       if (!outlet) return;

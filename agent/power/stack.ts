@@ -9,7 +9,7 @@ import { Outlet } from "./outlet.ts";
 import { Pace } from "./pace.ts";
 import type { Facts } from "./rules.ts";
 import type { PowerOptions } from "./service.ts";
-import type { Means } from "./switch.ts";
+import type { Happening, Means } from "./switch.ts";
 import { Time } from "./time.ts";
 
 /** A state that did not change is said again this often, so that its `read_at` tells. */
@@ -31,6 +31,8 @@ export class Stack {
   readonly outlets: ReadonlyMap<OutletId, Outlet>;
   readonly locks: Locks;
   readonly means: Means;
+  /** Who hears what happens to outlets. */
+  readonly listeners: ((outlet: OutletId, what: Happening) => void)[] = [];
   readonly #options: PowerOptions;
   readonly #time: Time;
   #shift = 0;
@@ -53,12 +55,16 @@ export class Stack {
       ),
     );
     const changed = (outlet: Outlet) => this.#say(outlet);
+    const happened: Means["happened"] = (outlet, what) => {
+      for (const listener of this.listeners) listener(outlet, what);
+    };
     this.locks = new Locks({
       store,
       longestSeconds: config.lock_max_seconds,
       time: this.#time,
       publish,
       tell,
+      happened,
       changed: (id) => {
         const outlet = this.outlets.get(id);
         if (outlet) changed(outlet);
@@ -71,6 +77,7 @@ export class Stack {
       now: () => this.#time.now(),
       changed,
       facts: (outlet, inputVolts) => this.#facts(outlet, inputVolts),
+      happened,
       tell,
     };
   }

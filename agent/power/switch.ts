@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { type BoardReading, HalError, type OutletReading } from "../../hal/ports.ts";
+import { type BoardReading, HalError, type OutletId, type OutletReading } from "../../hal/ports.ts";
 import { Refusal } from "../commands.ts";
 import type { Config } from "../config.ts";
 import type { Turn } from "./bus.ts";
@@ -7,10 +7,20 @@ import type { Memory, Reason } from "./memory.ts";
 import type { Outlet } from "./outlet.ts";
 import type { Pace } from "./pace.ts";
 import { type Asked, type Facts, recent, type SwitchVerb } from "./rules.ts";
+import { person } from "./show.ts";
 
 const LOOK_MS = 250;
 /** The current must stay low this long before a Pi is believed to be down (rule P4). */
 const DOWN_MS = 2000;
+
+/** Something that a console at the outlet's host shows beside its bytes. */
+export interface Happening {
+  kind: "power" | "lock";
+  /** In words: `off by alice (kernel test)`. */
+  what: string;
+  /** Whose lock was taken away. */
+  lost?: string;
+}
 
 /** What switching needs besides the outlet. */
 export interface Means {
@@ -23,6 +33,8 @@ export interface Means {
   changed: (outlet: Outlet) => void;
   /** What the rules look at, from the outlet's last reading and, where a rule wants it, the board's input. */
   facts: (outlet: Outlet, inputVolts?: number) => Facts;
+  /** Something happens to the supply, now: told at once, unlike how a command ended. */
+  happened: (outlet: OutletId, what: Happening) => void;
   tell: (type: string, facts: Record<string, unknown>) => void;
 }
 
@@ -74,6 +86,7 @@ export async function apply(
   await memory.save();
   doing.signal.throwIfAborted();
   await sendFirst(means, outlet, to, doing);
+  means.happened(outlet.id, { kind: "power", what: `${to} ${byWhom(doing)}` });
   const sentAt = performance.now();
   for (let isRepeated = false; ; await sleep(LOOK_MS, undefined, { signal: doing.signal })) {
     const reading = await look(means, outlet, turnOf(doing));
@@ -163,6 +176,7 @@ export async function askDown(
   doing.step("asking to shut down ...");
   await outlet.bus.do(outlet.id, "signal", (controller) => controller.signal(outlet.id), turnOf(doing));
   outlet.isStopAnnounced = true;
+  means.happened(outlet.id, { kind: "power", what: `asked to shut down ${byWhom(doing)}` });
   means.changed(outlet);
   const endsAt = performance.now() + doing.graceSeconds * 1000;
   let downSince: number | undefined;
@@ -171,6 +185,7 @@ export async function askDown(
     const reading = await look(means, outlet, turnOf(doing));
     if (reading?.supply === "off") {
       outlet.explain("off", doing, means.now());
+      means.happened(outlet.id, { kind: "power", what: "off: down, and cut by its board" });
       await means.memory.save();
       return "cut";
     }
@@ -180,6 +195,11 @@ export async function askDown(
     if (downSince !== undefined && performance.now() - downSince >= DOWN_MS) return "down";
   }
   return "deadline";
+}
+
+/** `by alice (kernel test)`. */
+function byWhom({ by, reason }: Doing): string {
+  return `by ${person(by)}${reason ? ` (${reason})` : ""}`;
 }
 
 function isDown(reading: OutletReading, outlet: Outlet, wasAlive: boolean, haltedAmperes: number): boolean {

@@ -7,7 +7,7 @@ import { openHardware } from "../hardware.ts";
 import { nodeIdOf } from "../identity.ts";
 import { type CliVerb, EXIT, UsageError } from "../terminal.ts";
 import { type Samples, toInflux, toMessages, toProm, toTree } from "./formats.ts";
-import { GROUPS } from "./metrics.ts";
+import { GROUPS, isSampled } from "./metrics.ts";
 import { createSampler } from "./sampler.ts";
 
 /** Between the two samples that ratios are made of: long enough for the kernel's 10 ms ticks to say something. */
@@ -18,7 +18,8 @@ export const TELEMETRY_VERBS: readonly CliVerb[] = [
   {
     words: "telemetry once",
     synopsis: "[--json | --prom | --influx] [--hal linux|sim] [--config FILE]",
-    summary: "prints what would be published now (all but power and agent, which only a running agent knows)",
+    summary:
+      "prints what would be published now (all but power, console and agent, which only a running agent knows)",
     needsAgent: false,
     async run({ args, io, json }) {
       const { values: flags } = parseArgs({
@@ -65,7 +66,7 @@ async function sampleAll(
   const { filesystems, groups, interval_seconds } = config ?? parseConfig("", { site: "none" }).telemetry;
   const sampler = createSampler(machine, { filesystems, nowMs: () => performance.now() });
   const wanted = GROUPS.filter(
-    (group) => group !== "agent" && group !== "power" && (groups[group] ?? interval_seconds) > 0,
+    (group) => group !== "agent" && isSampled(group) && (groups[group] ?? interval_seconds) > 0,
   );
   for (const group of wanted) sampler.sample(group);
   await sleep(GAP_MS, undefined, { signal }).catch(() => undefined);

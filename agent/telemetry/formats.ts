@@ -12,6 +12,7 @@ const LABELS: Partial<Record<Group, string>> = {
   net: "interface",
   wifi: "interface",
   power: "outlet",
+  console: "console",
 };
 
 /**

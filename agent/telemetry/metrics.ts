@@ -176,5 +176,10 @@ export const METRICS = {
 export type Group = keyof typeof METRICS;
 export const GROUPS = Object.keys(METRICS) as [Group, ...Group[]];
 
+/** Whether a group is sampled from the machine; the others are published by the services that have the numbers. */
+export function isSampled(group: Group): boolean {
+  return group !== "power" && group !== "console";
+}
+
 /** The names a group has. */
 export type Key<G extends Group> = Extract<keyof (typeof METRICS)[G]["keys"], string>;

@@ -3,7 +3,7 @@ import type { Log } from "../log.ts";
 import type { Publish } from "../messages.ts";
 import type { Part } from "../parts.ts";
 import { payloadOf } from "./formats.ts";
-import { GROUPS, type Group, type Key } from "./metrics.ts";
+import { GROUPS, type Group, isSampled, type Key } from "./metrics.ts";
 import type { Sample, Sampler } from "./sampler.ts";
 
 /** Numbers that other parts know: merged into the `main` message of their group. */
@@ -25,7 +25,7 @@ const FIRST_SPREAD_MS = 2000;
 
 /**
  * Samples and publishes all groups from one loop, each at its interval. The phase is random per node, so that a
- * whole rack that boots together does not publish together. The group `power` is published by agent/power.
+ * whole rack that boots together does not publish together. The groups `power` and `console` are published by their own services.
  */
 export function telemetry(options: {
   sampler: Sampler;
@@ -108,7 +108,7 @@ function intervalsOf(config: Config["telemetry"]): Map<Group, number> {
   const intervals = new Map<Group, number>();
   for (const group of GROUPS) {
     const seconds = config.groups[group] ?? config.interval_seconds;
-    if (seconds > 0 && group !== "power") intervals.set(group, seconds * 1000);
+    if (seconds > 0 && isSampled(group)) intervals.set(group, seconds * 1000);
   }
   return intervals;
 }

@@ -25,7 +25,7 @@ export const SOURCES: { [G in Group]: (of: Surroundings) => Found<G>[] } = {
   net,
   wifi,
   fan: (of) => main<"fan">(fan(of)),
-  // The boards' readings are agent/power's, which publishes them itself.
+  // The boards' readings are agent/power's, the lines' numbers agent/console's: they publish them themselves.
   power: () => [],
   console: () => [],
   agent: (of) => main<"agent">(agent(of)),

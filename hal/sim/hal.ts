@@ -1,16 +1,20 @@
 /** Opens a simulated node: a machine and the buses of a stack, in this process. */
-import { type Hal, HalError } from "../ports.ts";
+import type { Hal } from "../ports.ts";
 import { activity, chance } from "./activity.ts";
 import { simController } from "./driver.ts";
+import { SimGpio } from "./gpio.ts";
 import { I2cBus } from "./i2c.ts";
 import { simMachine } from "./machine.ts";
 import { Rs485Link } from "./rs485.ts";
 import { SimStack } from "./stack.ts";
+import { SimUarts } from "./uart.ts";
 import { openBus } from "./wire.ts";
 
 /** A simulated node; the stack is there to be looked at and broken. */
 export interface SimHal extends Hal {
   readonly stack: SimStack;
+  readonly gpio: SimGpio;
+  readonly uarts: SimUarts;
   /** Milliseconds that all serial buses have spent on the wire; 0 without wire time. */
   readonly wireMs: number;
 }
@@ -44,10 +48,14 @@ export function openSim(options: {
   const serial = options.serial?.padStart(16, "0") ?? simSerial(seed);
   const machine = simMachine({ serial, seed, clockSynced, activity: activity(seed) });
   const buses: Rs485Link[] = [];
+  const gpio = new SimGpio(stack);
+  const uarts = new SimUarts(stack, options.wireTime);
   return {
     kind: "sim",
     machine,
     stack,
+    gpio,
+    uarts,
     get wireMs() {
       return buses.reduce((sum, bus) => sum + bus.wireMs, 0);
     },
@@ -58,18 +66,14 @@ export function openSim(options: {
       return bus;
     },
     openI2c: async (device) => new I2cBus(stack, device),
-    openLine: async (device) => {
-      throw new HalError("absent", `${device}: no simulated consoles yet`);
-    },
-    listGpio: async () => [],
-    openGpio: async (gpio) => {
-      throw new HalError("absent", `GPIO${gpio}: no simulated lines yet`);
-    },
-    openHeart: async () => ({ alive: () => undefined, close: async () => undefined }),
+    openLine: (device, settings, events) => uarts.open(device, settings, events),
+    listGpio: async () => gpio.list(),
+    openGpio: async (line, use) => gpio.open(line, use),
+    openHeart: async (line, times) => gpio.heart(line, times),
     openStack: async (wanted) => simController(stack, wanted),
     close: async () => {
       machine.close();
-      await Promise.all(buses.map((bus) => bus.close()));
+      await Promise.all([uarts.close(), ...buses.map((bus) => bus.close())]);
     },
   };
 }

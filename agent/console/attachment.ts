@@ -1,0 +1,67 @@
+import type { LineSettings } from "../../hal/ports.ts";
+import { Refusal } from "../commands.ts";
+import type { KeptLine } from "./line.ts";
+import type { Attachment } from "./port.ts";
+import type { Reader } from "./readers.ts";
+import type { WriteRight } from "./writer.ts";
+
+/** What an attachment does things with. */
+interface AttachmentMeans {
+  line: KeptLine;
+  right: WriteRight;
+  /** Bytes that the line took. */
+  sent: (bytes: number) => void;
+  sendBreak: () => Promise<void>;
+  /** False when the settings are so already. */
+  change: (settings: Partial<LineSettings>) => Promise<boolean>;
+  audit: (verb: string, facts?: object) => void;
+  leave: (why: string) => void;
+}
+
+/** A reader's hold on its console: whatever needs the right to write is checked at each call. */
+export function attachmentOf(reader: Reader, means: AttachmentMeans): Attachment {
+  const { line, right } = means;
+  const isWriter = () => right.holder === reader;
+  const requireStay = () => {
+    if (reader.isGone) throw new Refusal("stopping", "the session is over");
+  };
+  const requireRight = (typed = 0) => {
+    requireStay();
+    right.require(reader);
+    reader.typed(typed);
+  };
+  return {
+    who: reader.who,
+    get mayWrite() {
+      return isWriter();
+    },
+    write: async (bytes) => {
+      requireRight(bytes.length);
+      await line.open.write(bytes);
+      means.sent(bytes.length);
+    },
+    sendBreak: async () => {
+      requireRight();
+      await means.sendBreak();
+      means.audit("console.break");
+    },
+    setLines: async (lines) => {
+      requireRight();
+      await line.open.setLines(lines);
+    },
+    change: async (settings) => {
+      requireRight();
+      if (await means.change(settings)) means.audit("console.set", settings);
+    },
+    takeOver: (reason) => {
+      requireStay();
+      right.refuseLocked(reader.who);
+      right.seize(reader, reason);
+    },
+    release: () => {
+      if (isWriter()) right.demote("lets others write");
+    },
+    replay: (lines) => reader.replay(lines),
+    detach: (why = "left") => means.leave(why),
+  };
+}

@@ -1,0 +1,69 @@
+/** Text sent to a console, and what is expected to come of it. */
+import { UsageError } from "../terminal.ts";
+
+/** How much of what came is looked at, characters. */
+const WINDOW = 65_536;
+
+const ESCAPES: Record<string, string> = { r: "\r", n: "\n", t: "\t", e: "\x1b", "\\": "\\" };
+
+/** Bytes of a text with `\r \n \t \e \\ \xHH`. Throws `UsageError`. */
+export function bytesOf(text: string): Uint8Array {
+  const parts: Uint8Array[] = [];
+  for (const [piece, escaped] of text.matchAll(/\\(x[0-9a-fA-F]{2}|.|$)|[^\\]+/gsu)) {
+    if (escaped === undefined) parts.push(Buffer.from(piece));
+    else if (/^x../.test(escaped)) parts.push(Uint8Array.of(Number.parseInt(escaped.slice(1), 16)));
+    else if (Object.hasOwn(ESCAPES, escaped)) parts.push(Buffer.from(ESCAPES[escaped] ?? ""));
+    else throw new UsageError(`"\\${escaped}": there are \\r \\n \\t \\e \\\\ and \\xHH`);
+  }
+  return Buffer.concat(parts);
+}
+
+/** Reads a regular expression; `^` and `$` are the ends of a line. Throws `UsageError`. */
+export function parsePattern(text: string): RegExp {
+  try {
+    return new RegExp(text, "mu");
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new UsageError(`--expect: ${why}`, { cause });
+  }
+}
+
+/**
+ * Looks for a pattern in what comes, whatever pieces it comes in.
+ *
+ * JavaScript cannot interrupt a match. JavaScriptCore gives one up by itself (Yarr's match limit: within a second for
+ * `(a+)+$` on 64 KiB), so what takes long costs time and no more; and each try is paid for with a pause as long.
+ */
+export class Expecting {
+  readonly #pattern: RegExp;
+  readonly #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  #text = "";
+  #isNew = false;
+  #tookMs = 0;
+  #triedAt = Number.NEGATIVE_INFINITY;
+
+  constructor(pattern: RegExp) {
+    this.#pattern = pattern;
+  }
+
+  add(bytes: Uint8Array): void {
+    const text = this.#decoder.decode(bytes, { stream: true });
+    this.#text = (this.#text + text).slice(-WINDOW);
+    this.#isNew ||= text !== "";
+  }
+
+  /** Milliseconds until it is worth another look; undefined while nothing new has come. */
+  get dueMs(): number | undefined {
+    return this.#isNew ? Math.max(0, this.#triedAt + this.#tookMs - performance.now()) : undefined;
+  }
+
+  /** Whether it is there by now. */
+  look(): boolean {
+    this.#isNew = false;
+    const startedAt = performance.now();
+    const isThere = this.#pattern.test(this.#text);
+    this.#triedAt = performance.now();
+    this.#tookMs = this.#triedAt - startedAt;
+    return isThere;
+  }
+}

@@ -1,0 +1,71 @@
+/** How consoles look to people. */
+import type { ConsoleState } from "../messages.ts";
+import { person } from "../power/show.ts";
+import { lasting, printable, table } from "../terminal.ts";
+import { escapeWord } from "./keys.ts";
+import type { WhoLine } from "./openings.ts";
+
+const LIST = "NAME DEVICE BAUD STATE WRITER READERS SINCE OUTLET".split(" ");
+const WHO = "CONSOLE WHO DOOR MAY SINCE IDLE IN OUT".split(" ");
+
+/** The table of consoles, with the reason behind each line that is gone. */
+export function listTable(consoles: readonly ConsoleState[], now: number): string {
+  if (consoles.length === 0) return "no consoles\n";
+  const rows = consoles.map(({ name, device, baud, state, writer, readers, since, outlet, error }) => [
+    name,
+    device,
+    String(baud),
+    state,
+    writer === null ? "-" : person(writer),
+    String(readers),
+    ago(since, now),
+    outlet ?? "-",
+    ...(error ? [printable(error)] : []),
+  ]);
+  return table([LIST, ...rows]);
+}
+
+/** The table of those who are attached. */
+export function whoTable(attached: readonly WhoLine[], now: number): string {
+  if (attached.length === 0) return "nobody\n";
+  const rows = attached.map(({ console, who, door, writes, since, idle_seconds, bytes_in, bytes_out }) => [
+    console,
+    printable(person(who)),
+    door,
+    writes ? "write" : "read",
+    ago(since, now),
+    idle_seconds === undefined ? "-" : lasting(idle_seconds),
+    String(bytes_in),
+    String(bytes_out),
+  ]);
+  return table([WHO, ...rows]);
+}
+
+function ago(since: string | undefined, now: number): string {
+  return since === undefined ? "-" : lasting((now - Date.parse(since)) / 1000);
+}
+
+/** What a person is told when they are attached: which line, whether they may type, and how to get out. */
+export function banner(
+  { name, device, baud, outlet, state, error, writer }: ConsoleState,
+  options: { mayWrite: boolean; wants: "write" | "read"; escape: number | undefined; isThroughSsh: boolean },
+): string {
+  const place = [device, `${baud} baud`, ...(outlet === undefined ? [] : [`outlet ${outlet}`])].join(", ");
+  const line = state === "up" ? place : `${place}, gone${error ? ` (${error})` : ""}`;
+  return [`${name}: ${line}`, rights(writer, options), ...ways(options.escape, options.isThroughSsh)].join(
+    "; ",
+  );
+}
+
+function rights(writer: string | null, { mayWrite, wants }: { mayWrite: boolean; wants: string }): string {
+  if (mayWrite) return "you may type";
+  if (writer !== null) return `you read, ${person(writer)} writes`;
+  return wants === "read" ? "you read" : "you read, nobody writes";
+}
+
+function ways(character: number | undefined, isThroughSsh: boolean): string[] {
+  if (character === undefined) return [];
+  const word = escapeWord(character);
+  const leave = isThroughSsh && word === "~" ? "~~. through ssh" : `${word}.`;
+  return [`Enter ${leave} leaves, ${word}? helps`];
+}
