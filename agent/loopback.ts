@@ -40,6 +40,8 @@ export function loopback(options: LoopbackOptions): Part {
   /** What is wrong, by address. */
   const problems = new Map<string, string>();
   const say = (address: string, problem?: string) => {
+    if (problem !== undefined && problems.get(address) !== problem)
+      log("warn", "loopback.failed", { listener: name, problem });
     if (problem === undefined) problems.delete(address);
     else problems.set(address, problem);
     const message = [...problems.values()].join("; ");
@@ -51,7 +53,6 @@ export function loopback(options: LoopbackOptions): Part {
         await serve(options, address, open, () => say(address), signal);
       } catch (error) {
         const { code = "", message } = error as NodeJS.ErrnoException;
-        log("warn", "loopback.failed", { listener: name, address, port, error: message });
         if (address === "::1" && NO_IPV6.includes(code)) return;
         say(address, `cannot listen on ${address} port ${port} (${code || message})`);
       }
@@ -61,7 +62,7 @@ export function loopback(options: LoopbackOptions): Part {
   return (signal) => together(["127.0.0.1", "::1"].map(hold), signal);
 }
 
-/** Resolves when the signal aborts and everybody is gone; rejects when it cannot listen. */
+/** Resolves when the signal aborts and everybody who came this way is gone; rejects when it cannot listen. */
 async function serve(
   { port, most, create, lastWords, name, log }: LoopbackOptions,
   address: string,
@@ -70,31 +71,33 @@ async function serve(
   signal: AbortSignal,
 ): Promise<void> {
   const server = create();
+  const own = new Set<Socket>();
   // Ahead of the server's own: one that is turned away is served nothing.
   server.prependListener("connection", (socket: Socket) => {
     socket.on("error", () => undefined);
     if (open.size >= most) {
-      log("warn", "loopback.turned-away", {
-        listener: name,
-        from: `${socket.remoteAddress}:${socket.remotePort}`,
-        most,
-      });
+      const from = `${socket.remoteAddress}:${socket.remotePort}`;
+      log("warn", "loopback.turned-away", { listener: name, from, most });
       socket.destroy();
       return;
     }
-    open.add(socket);
-    socket.once("close", () => open.delete(socket));
-  });
-  try {
-    await new Promise<void>((resolve, reject) => {
-      server.once("error", reject);
-      signal.addEventListener("abort", () => resolve(), { once: true });
-      if (signal.aborted) resolve();
-      else server.listen({ port, host: address }, listens);
+    for (const sockets of [open, own]) sockets.add(socket);
+    socket.once("close", () => {
+      for (const sockets of [open, own]) sockets.delete(socket);
     });
+  });
+  const over = Promise.withResolvers<void>();
+  const stop = () => over.resolve();
+  signal.addEventListener("abort", stop);
+  server.once("error", over.reject);
+  try {
+    if (signal.aborted) return;
+    server.listen({ port, host: address }, listens);
+    await over.promise;
   } finally {
+    signal.removeEventListener("abort", stop);
     server.close();
     await lastWords?.();
-    for (const socket of open) socket.destroy();
+    for (const socket of own) socket.destroy();
   }
 }

@@ -94,5 +94,6 @@ test("all formats carry the same numbers", () => {
     "net",
     "wifi",
     "power",
+    "console",
   ]);
 });

@@ -173,11 +173,8 @@ test("the boot has an id, and the machine's uptime is the system's", () => {
 });
 
 test.each([
-  { open: "openSerial", device: "/dev/ttyUSB0" },
-  { open: "openI2c", device: "/dev/i2c-1" },
-] as const)("$open says that real links are not there yet and what to use", async ({ open: how, device }) => {
-  const error = await failure(openLinux()[how](device));
-  expect(error.code).toBe("absent");
-  expect(error.message).toContain(device);
-  expect(error.message).toContain("--hal sim");
+  { open: "openSerial", device: "/dev/ttyUSB4711" },
+  { open: "openI2c", device: "/dev/i2c-4711" },
+] as const)("$open names the device that is missing", async ({ open: how, device }) => {
+  expect((await failure(openLinux()[how](device))).message).toStartWith(`${device}: `);
 });

@@ -48,12 +48,13 @@ test("the simulated Pi 4 has every group that a real one without a fan has, and 
   for (const group of GROUPS) real.sample(group);
   pass(60);
   const all = Object.fromEntries(GROUPS.map((group) => [group, real.sample(group)]));
-  expect(GROUPS.filter((group) => all[group]?.length === 0)).toEqual(["fan", "power"]);
+  expect(GROUPS.filter((group) => all[group]?.length === 0)).toEqual(["fan", "power", "console"]);
   const keysOf = (group: Group) => new Set(all[group]?.flatMap(({ values }) => Object.keys(values)));
-  const absent = GROUPS.filter((group) => !["fan", "power", "agent"].includes(group)).flatMap((group) =>
-    Object.keys(METRICS[group].keys)
-      .filter((key) => !keysOf(group).has(key))
-      .map((key) => `${group}.${key}`),
+  const absent = GROUPS.filter((group) => !["fan", "power", "console", "agent"].includes(group)).flatMap(
+    (group) =>
+      Object.keys(METRICS[group].keys)
+        .filter((key) => !keysOf(group).has(key))
+        .map((key) => `${group}.${key}`),
   );
   // An SD card keeps no account of its wear.
   expect(absent).toEqual(["disk.life_used_ratio", "disk.pre_eol"]);

@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { GROUPS, type Group } from "../agent/telemetry/metrics.ts";
+import { GROUPS, type Group, isSampled } from "../agent/telemetry/metrics.ts";
 import { seeded } from "./fakes.ts";
 import { expectSound, minutely, PaperMachine } from "./paper.ts";
 
@@ -39,7 +39,7 @@ test("files torn, swapped and damaged at random give numbers or nothing, never a
   const paths = [...whole.files.keys()];
   const pick = <T>(list: readonly T[]) => list[Math.floor(random() * list.length)] as T;
   const one = minutely(whole);
-  const groups = GROUPS.filter((group) => group !== "power");
+  const groups = GROUPS.filter(isSampled);
   let seen = 0;
   for (let round = 0; round < rounds; round++) {
     const path = pick(paths);

@@ -2,7 +2,7 @@ import { afterEach, beforeEach, expect, jest, test } from "bun:test";
 import * as v from "valibot";
 import { parseConfig } from "../agent/config.ts";
 import { KINDS, type KindName, type Publish } from "../agent/messages.ts";
-import { GROUPS, type Group } from "../agent/telemetry/metrics.ts";
+import { GROUPS, type Group, isSampled } from "../agent/telemetry/metrics.ts";
 import { type Extra, telemetry } from "../agent/telemetry/part.ts";
 import { createSampler, type Sampler } from "../agent/telemetry/sampler.ts";
 import { PaperMachine } from "./paper.ts";
@@ -15,7 +15,7 @@ afterEach(() => {
   jest.useRealTimers();
 });
 
-const ON = GROUPS.filter((group) => group !== "power");
+const ON = GROUPS.filter(isSampled);
 
 /** Lets what a fired timer woke run to its next wait. */
 async function settle() {

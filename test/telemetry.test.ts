@@ -161,6 +161,7 @@ describe("a Pi's files", () => {
     },
     { group: "fan", first: [{ instance: "main", values: { rpm: 2894, pwm_ratio: 0.2 } }] },
     { group: "power", first: [] },
+    { group: "console", first: [] },
     {
       group: "agent",
       first: [{ instance: "main", values: { rss_bytes: 55_418_880, rss_anon_bytes: 14_680_064 } }],
