@@ -32,6 +32,7 @@ import { createStackRole } from "./stack/service.ts";
 import { Store } from "./store.ts";
 import { telemetry } from "./telemetry/part.ts";
 import { createSampler } from "./telemetry/sampler.ts";
+import { kernelConsoles } from "./tty.ts";
 import { createUplink } from "./uplink.ts";
 import { BUILD } from "./version.ts";
 
@@ -178,12 +179,6 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     await link.catch(() => undefined);
     log("info", "agent.stopped", {});
   }
-}
-
-/** The lines that the kernel itself talks on (`console=` of its command line): a technician's console is none of them. */
-function kernelConsoles(machine: Hal["machine"]): string[] {
-  const active = Buffer.from(machine.read("/sys/class/tty/console/active") ?? []).toString();
-  return active.split(/\s+/).flatMap((name) => (name ? [`/dev/${name}`] : []));
 }
 
 /** Rejects when the part fails, and otherwise never ends: its clean end is not news. */

@@ -192,6 +192,8 @@ const Power = strict({
   stagger_seconds: bounded(0.2, 600, 1),
   /** Input voltage below which nothing is switched on. */
   input_volts_min: v.optional(v.pipe(v.number(), v.minValue(0), v.maxValue(60))),
+  /** The same for the 5 V rail of an outlet's board, where the board measures it. */
+  rail_volts_min: v.optional(v.pipe(v.number(), v.minValue(0), v.maxValue(6))),
   /** What the supply can give; summed over outlets before switching on. Absent: not checked. */
   supply_watts: v.optional(v.pipe(v.number(), v.minValue(1))),
   confirm_seconds: bounded(5, 600, 60),

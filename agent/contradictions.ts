@@ -119,13 +119,9 @@ function mqttContradictions(mqtt: NonNullable<Config["mqtt"]>): string[] {
 
 function busContradictions(buses: Config["power"]["buses"]): string[] {
   const owner = new Map<number, number>();
-  const opener = new Map<string, number>();
   return buses.flatMap((bus, index) => {
-    const hasDevice = bus.driver !== "sim" && bus.driver !== "gpio";
-    const first = hasDevice ? opener.get(bus.device) : undefined;
-    if (hasDevice) opener.set(bus.device, first ?? index);
-    // Two that talk on one line at once understand nobody.
-    const shared = first === undefined ? [] : [`device: ${bus.device} is bus ${first} already`];
+    const first = buses.findIndex((other) => shareLine(other, bus));
+    const shared = first < 0 || first >= index ? [] : [`device: ${bus.device} is bus ${first} already`];
     const taken = bus.boards.flatMap((board) => {
       const other = owner.get(board);
       owner.set(board, index);
@@ -138,6 +134,21 @@ function busContradictions(buses: Config["power"]["buses"]): string[] {
 }
 
 type Bus = Config["power"]["buses"][number];
+
+/** Whether two buses would talk on one line at once, so that nobody understands them. On I²C the kernel lets one speak at a time, and it takes the same address. */
+function shareLine(one: Bus, other: Bus): boolean {
+  if (one.device !== other.device || !hasDevice(one) || !hasDevice(other)) return false;
+  const others = addressesOf(other);
+  return !others || (addressesOf(one)?.some((address) => others.includes(address)) ?? true);
+}
+
+const hasDevice = ({ driver }: Bus) => driver !== "sim" && driver !== "gpio";
+
+/** Where a bus's boards answer; undefined on a line that knows no addresses of the kernel's. */
+function addressesOf({ driver, boards, i2c_base }: Bus): number[] | undefined {
+  if (driver === "pistack-i2c") return boards.map((board) => i2c_base + board);
+  return driver === "clusterctrl" || driver === "clusterhat" ? [0x20] : undefined;
+}
 
 /** Pis on a board, where every board of the driver has as many. */
 const PIS: { [D in Bus["driver"]]?: number } = {

@@ -1,11 +1,8 @@
-/** What the drivers of boards on a bus have in common: turns, tries, counters and the names of outlets. */
+/** What the drivers of boards on a bus have in common: tries, counters and the names of outlets. */
 import { type BusCounters, HalError, type OutletId, type Supply } from "./ports.ts";
 
 /** How often something is said before giving up: every op here has the same effect said twice. */
 const TRIES = 3;
-
-/** More than a full bus of 32 outlets and its boards, each asked at once; past that nobody reads the answers. */
-const LONGEST_QUEUE = 64;
 
 /** A bus on which nothing has happened yet. */
 export function newCounters(): BusCounters {
@@ -22,6 +19,13 @@ export async function unlessAbsent<T>(attempt: () => Promise<T>): Promise<T | un
   }
 }
 
+/** The line to the boards could not be opened: at once it is no use to try again. Never `absent`, which says that a board does not answer. */
+export class OpenFailure extends HalError {
+  constructor({ code, message }: HalError, options: ErrorOptions) {
+    super(code === "absent" || code === "timeout" ? "io" : code, message, options);
+  }
+}
+
 /** Counts an exchange on which the link itself failed, by kind. */
 export function countFailure(counters: BusCounters, error: unknown): void {
   const isSilence = error instanceof HalError && (error.code === "absent" || error.code === "timeout");
@@ -35,38 +39,15 @@ export function supplyOf(powered: number | undefined): Supply {
   return powered === 0 ? "off" : "unknown";
 }
 
-/** One conversation at a time, first come first served; throws `busy` when too many wait. */
-export class Turns {
-  readonly #bus: string;
-  #waiting = 0;
-  #last: Promise<unknown> = Promise.resolve();
-
-  constructor(bus: string) {
-    this.#bus = bus;
-  }
-
-  async take<T>(conversation: () => Promise<T>): Promise<T> {
-    if (this.#waiting >= LONGEST_QUEUE) {
-      throw new HalError("busy", `${this.#bus}: ${this.#waiting} requests are waiting already`);
-    }
-    this.#waiting++;
-    const mine = this.#last.then(conversation, conversation);
-    this.#last = mine;
-    try {
-      return await mine;
-    } finally {
-      this.#waiting--;
-    }
-  }
-}
-
-/** Says it again when the bus failed; a board that heard and refused is not asked again. */
+/** Says it again when the bus failed; a board that heard and refused is not asked again, nor anybody on a line that does not open. */
 export async function tried<T>(counters: BusCounters, attempt: () => Promise<T>): Promise<T> {
   for (let tries = 1; ; tries++) {
     try {
       return await attempt();
     } catch (error) {
-      if (!(error instanceof HalError) || error.code === "refused" || tries === TRIES) throw error;
+      const isFinal =
+        !(error instanceof HalError) || error instanceof OpenFailure || error.code === "refused";
+      if (isFinal || tries === TRIES) throw error;
       counters.retries++;
     }
   }

@@ -16,7 +16,7 @@
  * commands into it could switch its Pis, so nothing is written before the registers have shown a ClusterCTRL.
  */
 import { setTimeout as sleep } from "node:timers/promises";
-import { countFailure, newCounters, place, rackOrder, supplyOf, Turns, tried, unlessAbsent } from "./bus.ts";
+import { countFailure, newCounters, place, rackOrder, supplyOf, tried, unlessAbsent } from "./bus.ts";
 import { hex } from "./pistack.ts";
 import {
   type Ability,
@@ -28,6 +28,7 @@ import {
   type PowerBus,
   type PowerController,
 } from "./ports.ts";
+import { Turns } from "./turns.ts";
 
 /** Registers of the board: layout version, Pis, order, mode, type; then DATA7 to DATA0, CMD and STATUS. */
 const ADDRESS = 0x20;

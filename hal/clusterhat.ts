@@ -22,7 +22,7 @@
  *   same twice, and what was written is read back. Turns are taken within this process only; nobody else may write.
  * - A ClusterCTRL is told by register 2, where it has its order and an expander PIR: nothing is written unless it is 0.
  */
-import { countFailure, newCounters, place, rackOrder, Turns, tried, unlessAbsent } from "./bus.ts";
+import { countFailure, newCounters, place, rackOrder, tried, unlessAbsent } from "./bus.ts";
 import { hex } from "./pistack.ts";
 import {
   type Ability,
@@ -34,6 +34,7 @@ import {
   type PowerBus,
   type PowerController,
 } from "./ports.ts";
+import { Turns } from "./turns.ts";
 
 const ADDRESS = 0x20;
 const REGISTER = { IN: 0x00, OUT: 0x01, PIR: 0x02, DIR: 0x03 } as const;

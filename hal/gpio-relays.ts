@@ -8,7 +8,7 @@
  *   `gpio=17=op,dl` in config.txt drives a line from the first moment on (dl: low, dh: high).
  * - What the pin says is not yet what the relay's contact does: nothing tells of that.
  */
-import { countFailure, newCounters, place, rackOrder, unlessAbsent } from "./bus.ts";
+import { countFailure, newCounters, place, rackOrder } from "./bus.ts";
 import {
   type Ability,
   type BoardReading,
@@ -91,8 +91,9 @@ class GpioRelays implements PowerController {
     return [this.#board];
   }
 
-  probe(board: number): Promise<BoardReading | undefined> {
-    return unlessAbsent(() => this.readBoard(board));
+  async probe(board: number): Promise<BoardReading | undefined> {
+    // A line that the kernel lacks is a fault of this node, not a board that does not answer.
+    return board === this.#board ? this.readBoard(board) : undefined;
   }
 
   async close(): Promise<void> {

@@ -3,14 +3,21 @@
  * device otherwise. Two ways, one behaviour, but for this: when the agent dies, sysfs keeps an output's level and the
  * character device lets go of it, so relays belong on sysfs (`fruit doctor` says where they are not).
  */
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import type { Gpio } from "onoff";
-import { type ChipLine, findChip, type GpioChip } from "./native/gpiochip.ts";
+import { type ChipLine, chipLabels, findChip, type GpioChip, type Wanted } from "./native/gpiochip.ts";
 import { ioctl } from "./native/libc.ts";
 import { type GpioFacts, type GpioLine, type GpioUse, HalError, type HalErrorCode } from "./ports.ts";
-import { findSysfsChip, folderOf, openSysfsLine, type SysfsChip, type SysfsLine } from "./sysfs-gpio.ts";
+import {
+  findSysfsChip,
+  folderOf,
+  openSysfsLine,
+  type SysfsChip,
+  type SysfsLine,
+  sysfsChips,
+} from "./sysfs-gpio.ts";
 
-/** The SoC's own lines: Pi 1 to 3 and Zero, Pi 4, Pi 5 (labels of drivers/pinctrl). Expanders have others; off a Pi the first chip is taken. */
+/** The SoC's own lines: Pi 1 to 3 and Zero, Pi 4, Pi 5 (labels of drivers/pinctrl). Expanders have others. */
 const SOC = /^pinctrl-(bcm2835|bcm2711|rp1)$/;
 
 /** Where the kernel shows its lines. */
@@ -18,6 +25,8 @@ export interface GpioKernel {
   sysfs: string;
   /** Where `gpiochip0` is. */
   dev: string;
+  /** File with the machine's model, as the firmware names it. */
+  model: string;
   onoff(): Promise<typeof Gpio>;
   ioctl: typeof ioctl;
 }
@@ -26,20 +35,30 @@ export interface GpioKernel {
 const KERNEL: GpioKernel = {
   sysfs: "/sys/class/gpio",
   dev: "/dev",
+  model: "/proc/device-tree/model",
   // Not before it is needed: few nodes have GPIO to do.
   onoff: async () => (await import("onoff")).Gpio,
   ioctl,
 };
 
+/** The SoC's chip; any other machine than a Pi has lines of its own on the first one. */
+function wantedOf({ model }: GpioKernel): Wanted {
+  const isPi = existsSync(model) && readFileSync(model, "utf8").startsWith("Raspberry Pi");
+  return { label: SOC, orFirst: !isPi };
+}
+
+const chipOf = (kernel: GpioKernel) => findChip(kernel.dev, wantedOf(kernel), kernel.ioctl);
+const sysfsOf = (kernel: GpioKernel) => findSysfsChip(kernel.sysfs, wantedOf(kernel));
+
 /** Every GPIO line of the SoC, as far as the kernel tells. */
 export async function listGpio(kernel = KERNEL): Promise<GpioFacts[]> {
   try {
-    using chip = findChip(kernel.dev, SOC, kernel.ioctl);
+    using chip = chipOf(kernel);
     if (chip) return Array.from({ length: chip.lines }, (_, gpio) => chip.facts(gpio));
   } catch {
     // Not for us to open: sysfs says less, and to everybody.
   }
-  const { base, lines } = findSysfsChip(kernel.sysfs, SOC) ?? { base: 0, lines: 0 };
+  const { base, lines } = sysfsOf(kernel) ?? { base: 0, lines: 0 };
   return Array.from({ length: lines }, (_, gpio) => ({
     gpio,
     ...(existsSync(folderOf(kernel.sysfs, base + gpio)) ? { consumer: "sysfs" } : {}),
@@ -54,7 +73,7 @@ export function openGpio(gpio: number, use: GpioUse, kernel = KERNEL): Promise<G
 
 /** Opens one line so that a thread can drive it as well. */
 export async function openLine(gpio: number, use: GpioUse, kernel = KERNEL): Promise<OpenLine> {
-  const sysfs = findSysfsChip(kernel.sysfs, SOC);
+  const sysfs = sysfsOf(kernel);
   try {
     return new OpenLine(gpio, await open(gpio, use, kernel, sysfs));
   } catch (error) {
@@ -72,12 +91,8 @@ async function open(
     refuseBeyond(gpio, sysfs);
     return openSysfsLine(kernel.sysfs, sysfs.base + gpio, use, await kernel.onoff());
   }
-  const chip = findChip(kernel.dev, SOC, kernel.ioctl);
-  if (!chip)
-    throw new HalError(
-      "absent",
-      `GPIO${gpio}: the kernel shows no GPIO lines in ${kernel.sysfs} nor ${kernel.dev}/gpiochip*`,
-    );
+  const chip = chipOf(kernel);
+  if (!chip) throw new HalError("absent", `GPIO${gpio}: ${whyNoChip(kernel, sysfs)}`);
   try {
     refuseBeyond(gpio, chip);
     return chip.take(gpio, use);
@@ -85,6 +100,17 @@ async function open(
     chip[Symbol.dispose]();
     throw error;
   }
+}
+
+function whyNoChip(kernel: GpioKernel, sysfs: SysfsChip | undefined): string {
+  const chips = `${kernel.dev}/gpiochip*`;
+  if (sysfs) return `sysfs cannot set a pull, and there is no ${chips} of ${sysfs.label}`;
+  const labels = [
+    ...sysfsChips(kernel.sysfs).map(({ label }) => label),
+    ...chipLabels(kernel.dev, kernel.ioctl),
+  ];
+  if (labels.length === 0) return `the kernel shows no GPIO lines in ${kernel.sysfs} nor ${chips}`;
+  return `the kernel shows no chip of a Raspberry Pi's own lines, only ${[...new Set(labels)].join(", ")}`;
 }
 
 /**
@@ -96,7 +122,7 @@ function needsChip(gpio: number, use: GpioUse, kernel: GpioKernel, { base }: Sys
   if (use.bias !== "none") return true;
   if (existsSync(folderOf(kernel.sysfs, base + gpio))) return false;
   try {
-    using chip = findChip(kernel.dev, SOC, kernel.ioctl);
+    using chip = chipOf(kernel);
     return chip !== undefined;
   } catch {
     return false;
@@ -110,7 +136,6 @@ function refuseBeyond(gpio: number, { label, lines }: Pick<GpioChip, "label" | "
 
 /** What the kernel's refusals mean, and what to do. */
 const MEANINGS: Record<string, [code: HalErrorCode, words: string]> = {
-  EINVAL: ["absent", "the kernel has no such line"],
   ENODEV: ["absent", "the kernel has no such line"],
   ENOENT: ["absent", "the kernel does not show the line"],
   EACCES: [
@@ -134,7 +159,7 @@ function explained(cause: unknown, gpio: number, sysfs: SysfsChip | undefined, k
 
 function consumerOf(gpio: number, sysfs: SysfsChip | undefined, kernel: GpioKernel): string {
   try {
-    using chip = findChip(kernel.dev, SOC, kernel.ioctl);
+    using chip = chipOf(kernel);
     const { consumer } = chip?.facts(gpio) ?? {};
     if (consumer === "sysfs")
       return `somebody who exported it in ${kernel.sysfs} (give it back: echo ${(sysfs?.base ?? 0) + gpio} > ${kernel.sysfs}/unexport)`;
@@ -150,6 +175,8 @@ export class OpenLine implements GpioLine {
   readonly gpio: number;
   readonly #line: SysfsLine | ChipLine;
   #isClosed = false;
+  /** What the kernel was asked and has not answered. */
+  readonly #doing = new Set<Promise<unknown>>();
 
   constructor(gpio: number, line: SysfsLine | ChipLine) {
     this.gpio = gpio;
@@ -184,19 +211,26 @@ export class OpenLine implements GpioLine {
 
   async close(): Promise<void> {
     if (this.#isClosed) return;
-    await this.#do("close", () => {
-      this.#isClosed = true;
+    this.#isClosed = true;
+    await Promise.allSettled(this.#doing);
+    try {
       this.#line.close();
-    });
+    } catch (cause) {
+      throw this.#failed("close", cause);
+    }
   }
 
   async #do<T>(what: string, operation: () => T | Promise<T>): Promise<T> {
     // The number of its file may be another file's by now.
     if (this.#isClosed) throw this.#failed(what, "it is closed");
+    const doing = (async () => operation())();
+    this.#doing.add(doing);
     try {
-      return await operation();
+      return await doing;
     } catch (cause) {
       throw this.#failed(what, cause);
+    } finally {
+      this.#doing.delete(doing);
     }
   }
 

@@ -1,5 +1,5 @@
 /** The Pi Stack's heartbeat, beaten by a thread that the event loop cannot delay. */
-import { type GpioKernel, openLine } from "./gpio.ts";
+import { type GpioKernel, type OpenLine, openLine } from "./gpio.ts";
 import { beatOn } from "./native/threads.ts";
 import { HalError, type Heart } from "./ports.ts";
 
@@ -10,7 +10,7 @@ export async function openHeart(
   kernel?: GpioKernel,
 ): Promise<Heart> {
   const line = await openLine(gpio, { direction: "out", initial: 0 }, kernel);
-  const beat = beatOn(line.drive, times);
+  const beat = await beating(line, times);
   return {
     alive: () => {
       const failed = beat.alive();
@@ -26,4 +26,14 @@ export async function openHeart(
       }
     },
   };
+}
+
+/** A thread that does not start leaves no line open. */
+async function beating(line: OpenLine, times: Parameters<typeof beatOn>[1]) {
+  try {
+    return beatOn(line.drive, times);
+  } catch (error) {
+    await line.close();
+    throw error;
+  }
 }

@@ -1,11 +1,11 @@
 /** I²C buses of Linux, on i2c-bus. */
 import { constants } from "node:fs";
 import { access, realpath } from "node:fs/promises";
-import { setTimeout as sleep } from "node:timers/promises";
 import { openPromisified, type PromisifiedBus } from "i2c-bus";
-import { Turns } from "./bus.ts";
+import { within } from "./limit.ts";
 import { hex } from "./pistack.ts";
 import { HalError, type HalErrorCode, type I2cLink } from "./ports.ts";
+import { Turns } from "./turns.ts";
 
 /** What of an i2c-bus a link uses. */
 export type I2cBus = Pick<
@@ -40,7 +40,7 @@ const LIMIT_MS = 5000;
 /** The longest block of SMBus, and what fits in front of it: the register. */
 const BLOCK_MOST = 32;
 
-/** Opens `/dev/i2c-<n>`, by that name or by a link to it. Throws `io` where there is none. */
+/** Opens `/dev/i2c-<n>`, by that name or by a link to it. Throws `absent` where there is none, `io`. */
 export async function openI2cLink(device: string): Promise<I2cLink> {
   const path = await whereIs(device);
   const bus = /^\/dev\/i2c-(\d+)$/.exec(path)?.[1];
@@ -60,7 +60,9 @@ async function whereIs(device: string): Promise<string> {
     return await realpath(device);
   } catch (cause) {
     const { code, message } = cause as NodeJS.ErrnoException;
-    throw new HalError("io", `${device}: ${REMEDIES[code ?? ""] ?? message}`, { cause });
+    throw new HalError(code === "ENOENT" ? "absent" : "io", `${device}: ${REMEDIES[code ?? ""] ?? message}`, {
+      cause,
+    });
   }
 }
 
@@ -75,6 +77,8 @@ class Link implements I2cLink {
   readonly #turns: Turns;
   #bus: I2cBus | undefined;
   #last: Promise<unknown> = Promise.resolve();
+  /** What the kernel was asked and has not answered, in time or not. */
+  readonly #asked = new Set<Promise<unknown>>();
   #closing: Promise<void> | undefined;
 
   constructor(name: string, open: () => Promise<I2cBus>) {
@@ -105,7 +109,7 @@ class Link implements I2cLink {
       );
     try {
       this.#bus ??= await this.#open();
-      return await within(LIMIT_MS, say(this.#bus, address, write, read));
+      return await within(LIMIT_MS, this.#ask(say(this.#bus, address, write, read)), late);
     } catch (cause) {
       // i2c-bus keeps the file to which the kernel refused the address, and would talk to address 0 through it.
       if ((cause as NodeJS.ErrnoException).syscall === "setAddr") await this.#drop();
@@ -113,12 +117,27 @@ class Link implements I2cLink {
     }
   }
 
+  async #ask<T>(call: Promise<T>): Promise<T> {
+    this.#asked.add(call);
+    try {
+      return await call;
+    } finally {
+      this.#asked.delete(call);
+    }
+  }
+
+  /** Lets go of the bus. Its files stay open until the last call on them is back: their numbers could be others' by then. */
   async #drop(): Promise<void> {
     const bus = this.#bus;
     this.#bus = undefined;
-    await bus?.close();
+    if (this.#asked.size === 0) return bus?.close();
+    void Promise.allSettled(this.#asked)
+      .then(() => bus?.close())
+      .catch(() => undefined);
   }
 }
+
+const late = () => new HalError("timeout", `the kernel does not answer within ${LIMIT_MS / 1000} s`);
 
 type Form = (bus: I2cBus, address: number, write: Uint8Array, read: number) => Promise<Uint8Array>;
 
@@ -168,21 +187,6 @@ const readRegisters: Form = async (bus, address, [register = 0], length) => {
   const { bytesRead, buffer } = await bus.readI2cBlock(address, register, length, Buffer.alloc(length));
   return Uint8Array.from(buffer.subarray(0, bytesRead));
 };
-
-async function within<T>(limitMs: number, work: Promise<T>): Promise<T> {
-  const stop = new AbortController();
-  const limit = sleep(limitMs, undefined, { signal: stop.signal }).then(
-    () => Promise.reject(new HalError("timeout", `the kernel does not answer within ${limitMs / 1000} s`)),
-    () => new Promise<never>(() => undefined),
-  );
-  try {
-    return await Promise.race([work, limit]);
-  } finally {
-    stop.abort();
-    // What comes too late has been answered for
-    work.catch(() => undefined);
-  }
-}
 
 function halError(where: string, cause: unknown): HalError {
   if (cause instanceof HalError) return new HalError(cause.code, `${where}: ${cause.message}`, { cause });

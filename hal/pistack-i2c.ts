@@ -10,7 +10,7 @@
  * - Everything may be said three times: every command has the same effect twice as once.
  */
 import { setTimeout as sleep } from "node:timers/promises";
-import { countFailure, newCounters, place, rackOrder, Turns, tried } from "./bus.ts";
+import { countFailure, newCounters, place, rackOrder, tried } from "./bus.ts";
 import {
   ABILITIES,
   boardError,
@@ -39,6 +39,7 @@ import {
   type PowerBus,
   type PowerController,
 } from "./ports.ts";
+import { Turns } from "./turns.ts";
 
 /** A command takes as long as on RS-485: 60 polls 5 ms apart make 300 ms. */
 const POLLS = 60;

@@ -9,7 +9,7 @@
  * - Everything may be said three times: reads change nothing, and `on`, `forceOff`, the shutdown signal, the LEDs and
  *   the start policy have the same effect twice as once.
  */
-import { countFailure, newCounters, place, rackOrder, supplyOf, Turns, tried } from "./bus.ts";
+import { countFailure, newCounters, place, rackOrder, supplyOf, tried } from "./bus.ts";
 import {
   ABILITIES,
   boardError,
@@ -34,6 +34,7 @@ import {
   type PowerController,
   type SerialLink,
 } from "./ports.ts";
+import { Turns } from "./turns.ts";
 
 /** The reference driver waits 300 ms for a reply; ten bytes each way take 20. */
 const LIMIT_MS = 300;

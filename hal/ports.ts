@@ -230,10 +230,11 @@ export interface Machine {
 export interface Hal {
   readonly kind: "linux" | "sim";
   readonly machine: Machine;
-  /** A half-duplex bus at 9600 baud 8N1, as the Pi Stack's RS-485. With `rts` the line is driven so while we send. */
+  /** A half-duplex bus at 9600 baud 8N1, as the Pi Stack's RS-485. With `rts` the line is driven so while we send. Throws `absent` without the device, `busy`, `io`. */
   openSerial(device: string, options?: { rts?: "high" | "low" | undefined }): Promise<SerialLink>;
   /** A console's line. Throws `absent` without the device, `busy` when another program holds it, `io`. */
   openLine(device: string, settings: LineSettings, events: LineEvents): Promise<SerialLine>;
+  /** Throws `absent` without the device, `io`. */
   openI2c(device: string): Promise<I2cLink>;
   /** Every GPIO line of the SoC; empty where the kernel shows none. */
   listGpio(): Promise<GpioFacts[]>;

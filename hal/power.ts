@@ -1,3 +1,4 @@
+import { OpenFailure } from "./bus.ts";
 import { clusterctrl } from "./clusterctrl.ts";
 import { clusterhat } from "./clusterhat.ts";
 import { gpioRelays } from "./gpio-relays.ts";
@@ -66,7 +67,7 @@ function reopening<Link extends SerialLink | I2cLink>(device: string, open: () =
     return drop();
   };
   const exchange = async (...args: never[]) => {
-    if (!isClosed) link ??= await open();
+    if (!isClosed) link ??= await opened(open);
     // It may have been closed while it was being opened.
     if (isClosed) await drop();
     if (!link) throw new HalError("io", `${device}: is closed`);
@@ -78,4 +79,12 @@ function reopening<Link extends SerialLink | I2cLink>(device: string, open: () =
     }
   };
   return { exchange, close } as unknown as Link;
+}
+
+async function opened<Link>(open: () => Promise<Link>): Promise<Link> {
+  try {
+    return await open();
+  } catch (cause) {
+    throw cause instanceof HalError ? new OpenFailure(cause, { cause }) : cause;
+  }
 }

@@ -8,9 +8,10 @@
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import type { BindingInterface } from "@serialport/bindings-interface";
-import { Turns } from "./bus.ts";
+import { within } from "./limit.ts";
 import { HalError, type LineEvents, type LineSettings, type SerialLine, type SerialLink } from "./ports.ts";
 import { openPort, type Port, type PortOptions } from "./serial-stream.ts";
+import { Turns } from "./turns.ts";
 
 /** How long a write waits for a line that takes nothing. */
 const TAKE_MS = 10_000;
@@ -105,7 +106,8 @@ class ConsoleLine implements SerialLine {
     return this.#writes.take(async () => {
       const wanted = { ...this.#settings, ...settings };
       // Bytes that were written before go out as they were meant to, unless somebody holds them
-      await within(LEAVE_MS, this.#port.drain(), () => new HalError("timeout", "")).catch(() => undefined);
+      const held = () => new HalError("timeout", `${this.#port.device}: what was written does not leave`);
+      await within(LEAVE_MS, this.#port.drain(), held).catch(() => undefined);
       await this.#port.update(optionsOf(wanted));
       this.#settings = wanted;
     });
@@ -162,7 +164,7 @@ class HalfDuplexLink implements SerialLink {
     limitMs: number,
   ): Promise<Uint8Array> {
     const port = this.#port;
-    if (!port) throw new HalError("io", "not open");
+    if (!port) throw new HalError("io", "the bus is not open");
     if (this.#isBusy) throw new HalError("busy", `${port.device}: an exchange is under way`);
     this.#isBusy = true;
     try {
@@ -220,18 +222,5 @@ class HalfDuplexLink implements SerialLink {
     } finally {
       await port.set({ rts: !sends });
     }
-  }
-}
-
-/** What a promise gives, or `late` after so long. */
-async function within<T>(limitMs: number, promise: Promise<T>, late: () => HalError): Promise<T> {
-  const over = new AbortController();
-  const limit = sleep(limitMs, undefined, { signal: over.signal }).then(() => {
-    throw late();
-  });
-  try {
-    return await Promise.race([promise, limit]);
-  } finally {
-    over.abort();
   }
 }

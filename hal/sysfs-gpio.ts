@@ -1,6 +1,8 @@
 /**
  * GPIO lines through sysfs, on onoff (Documentation/ABI/obsolete/sysfs-gpio). A line stays exported, and an output keeps
  * its level, when whoever drove it ends: what a relay needs. What fails throws the kernel's errno.
+ * A program that is killed (SIGKILL) in the middle of a pulse or a beat therefore leaves that level: a heartbeat line is
+ * low again as soon as the agent runs, which opens it low; a pulsed line stays until somebody sets it.
  *
  * onoff takes global numbers: those of the SoC's own lines begin at its chip's `base`, 512 since Linux 6.6.
  */
@@ -16,6 +18,7 @@ import {
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Gpio } from "onoff";
+import type { Wanted } from "./native/gpiochip.ts";
 import type { GpioUse } from "./ports.ts";
 
 /** A line that was just exported is there by then, udev's permissions included. */
@@ -29,16 +32,23 @@ export interface SysfsChip {
   lines: number;
 }
 
-/** The chip whose label matches, else the one with the lowest numbers; undefined where the kernel has no GPIO in sysfs. */
-export function findSysfsChip(root: string, label: RegExp): SysfsChip | undefined {
+/** All chips that sysfs shows, by their numbers; none where the kernel has no GPIO in sysfs. */
+export function sysfsChips(root: string): SysfsChip[] {
   const names = existsSync(root) ? readdirSync(root) : [];
-  const chips = names
+  return names
     .filter((name) => /^gpiochip\d+$/.test(name))
     .map((name) => {
       const fact = (file: string) => readFileSync(join(root, name, file), "utf8").trim();
       return { label: fact("label"), base: Number(fact("base")), lines: Number(fact("ngpio")) };
-    });
-  return chips.find((chip) => label.test(chip.label)) ?? chips.sort((a, b) => a.base - b.base)[0];
+    })
+    .sort((a, b) => a.base - b.base);
+}
+
+/** The chip that is meant; the first is the one with the lowest numbers. */
+export function findSysfsChip(root: string, { label, orFirst }: Wanted): SysfsChip | undefined {
+  const chips = sysfsChips(root);
+  const found = chips.find((chip) => label.test(chip.label));
+  return found ?? (orFirst ? chips[0] : undefined);
 }
 
 /** The folder of a line while it is exported. */
@@ -61,7 +71,12 @@ export async function openSysfsLine(
     const before = readFileSync(join(folder, "direction"), "utf8").trim() === "out" ? "out" : "in";
     // As it is: onoff passes over what it fails to set up on a line that was exported already.
     const line = new SysfsLine(new Line(number, before, "none", { reconfigureDirection: false }), use, isNew);
-    line.setUp();
+    try {
+      line.setUp();
+    } catch (error) {
+      closeSync(line.drive.file);
+      throw error;
+    }
     return line;
   } catch (error) {
     if (isNew) writeFileSync(join(root, "unexport"), String(number));

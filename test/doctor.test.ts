@@ -90,7 +90,7 @@ describe("a node", () => {
       config: () => ({
         power: { buses: [{ driver: "pistack-rs485", device: "/dev/ttyUSB99", boards: [0] }] },
       }),
-      line: "FAIL bus /dev/ttyUSB99: /dev/ttyUSB99: does not exist; check the cable",
+      line: "FAIL bus /dev/ttyUSB99: /dev/ttyUSB99: does not exist; ",
     },
     {
       what: "whose bus is simulated, on real hardware",

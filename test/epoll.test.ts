@@ -191,6 +191,20 @@ test("several pollers and files at once are told of their own", async () => {
   expect(told).toEqual(events.map((_, n) => (n % 2 === 0 ? 1 : 0)));
 });
 
+test("a callback that throws is told so, ends nothing, and is told again", async () => {
+  const { file, set } = event();
+  const told: (string | undefined)[] = [];
+  const one = poller((error) => {
+    told.push(error?.message);
+    if (told.length >= 4) one.remove(file);
+    throw new Error("a callback's own");
+  });
+  set();
+  one.add(file, Epoll.EPOLLIN);
+  await until("twice", () => told.length >= 4);
+  expect(told.slice(0, 4)).toEqual([undefined, "a callback's own", undefined, "a callback's own"]);
+});
+
 test("fails as epoll_ctl does", () => {
   const { file } = event();
   const one = poller(() => undefined);

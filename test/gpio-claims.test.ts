@@ -162,6 +162,13 @@ test("where relays fall back when the agent ends, the doctor says so, unless the
   expect(await doctor({ gpio: { door: { gpio: 22 } } }, {})).not.toContain("outputs");
 });
 
+test("a Pi 5 is not told of a parameter that its lines do not know", async () => {
+  const model = (name: string) => ({ "/proc/device-tree/model": `Raspberry Pi ${name} Rev 1.0\0` });
+  expect(await doctor({ power: relays() }, model("4 Model B"))).toContain("persist_gpio_outputs=1");
+  for (const name of ["5 Model B", "500", "Compute Module 5"])
+    expect(await doctor({ power: relays() }, model(name))).not.toContain("persist_gpio_outputs");
+});
+
 test("the doctor says who has a line that is asked for; what the agent itself has is no fault", async () => {
   const lines: Partial<GpioFacts>[] = Array(28).fill({});
   lines[17] = { consumer: "spi0 CS2" };

@@ -1,10 +1,12 @@
 import { expect, test } from "bun:test";
-import { listGpio, openGpio } from "../hal/gpio.ts";
-import { edgesIn, FLAG } from "../hal/native/gpiochip.ts";
+import { readlinkSync } from "node:fs";
+import { listGpio, OpenLine, openGpio } from "../hal/gpio.ts";
+import { edgesIn, FLAG, IOCTL } from "../hal/native/gpiochip.ts";
+import type { Buffered } from "../hal/native/libc.ts";
 import type { GpioUse } from "../hal/ports.ts";
 import { failure, seeded } from "./fakes.ts";
 import { FakeChips, FakeSysfs, kernelOf, onoffAt } from "./gpio.ts";
-import { until } from "./node.ts";
+import { scratch, until } from "./node.ts";
 import { FUZZ } from "./sim.ts";
 
 const LISTEN: GpioUse = { direction: "in", edge: "both" };
@@ -39,6 +41,21 @@ test("off a Pi the first chip is taken, on either way", async () => {
   using chips = new FakeChips("other", 40);
   // Those of gpiochip0
   expect(await listGpio(kernelOf({ chips }))).toHaveLength(32);
+});
+
+test("on a Pi whose own chip is not shown no other is taken for it, and the message names those that are there", async () => {
+  using folder = scratch();
+  const model = folder.file("model", "Raspberry Pi 5 Model B Rev 1.0\0");
+  await using sysfs = new FakeSysfs("raspberrypi-exp-2", 504);
+  using chips = new FakeChips("other", 40);
+  const kernel = kernelOf({ sysfs, chips, model });
+  expect(await listGpio(kernel)).toEqual([]);
+  expect(await failure(openGpio(3, { direction: "in" }, kernel))).toMatchObject({
+    code: "absent",
+    message:
+      "GPIO3: the kernel shows no chip of a Raspberry Pi's own lines, only raspberrypi-exp-2, raspberrypi-exp-gpio, gpio-brcmstb, other",
+  });
+  expect(sysfs.line(3, "direction")).toBeUndefined();
 });
 
 test("through sysfs direction and first level are set in one write, and both stay when the line is closed", async () => {
@@ -275,4 +292,94 @@ test("whatever a line's file gives, it is a list of levels", () => {
     expect(levels).toHaveLength(Math.floor(bytes.length / 48));
     if (!levels.every((level) => level === 0 || level === 1)) throw new Error(`${bytes}`);
   }
+});
+
+const openFiles = () => [...new Bun.Glob("*").scanSync({ cwd: "/proc/self/fd", onlyFiles: false })].length;
+
+test("a line that is closed leaves no file open, nor does a chip when a later one is not ours to open", async () => {
+  using chips = new FakeChips("other", 40);
+  const kernel = kernelOf({ chips });
+  const denying = {
+    ...kernel,
+    ioctl: (file: number, request: number, argument: Buffered | number) => {
+      if (readlinkSync(`/proc/self/fd/${file}`).endsWith("gpiochip4"))
+        throw Object.assign(new Error("EACCES"), { code: "EACCES" });
+      return chips.ioctl(file, request, argument);
+    },
+  };
+  await (await openGpio(4, { direction: "in" }, kernel)).close();
+  const before = openFiles();
+  for (let i = 0; i < 20; i++) await (await openGpio(4, { direction: "in" }, kernel)).close();
+  for (let i = 0; i < 20; i++) await failure(openGpio(4, { direction: "in" }, denying));
+  expect(openFiles()).toBe(before);
+});
+
+test("a line of sysfs that cannot be set up is given back, and no file of it stays open", async () => {
+  await using sysfs = new FakeSysfs();
+  const { Line } = onoffAt(sysfs.root);
+  class Broken extends Line {
+    override setDirection(): void {
+      throw Object.assign(new Error("EIO: i/o error"), { code: "EIO" });
+    }
+  }
+  const before = openFiles();
+  const use: GpioUse = { direction: "out", initial: 0 };
+  expect((await failure(openGpio(9, use, kernelOf({ sysfs, Line: Broken })))).code).toBe("io");
+  await until("given back", () => sysfs.line(9, "value") === undefined);
+  expect(openFiles()).toBe(before);
+});
+
+test("where sysfs is all there is, a pull is refused for what it is", async () => {
+  await using sysfs = new FakeSysfs();
+  const error = await failure(openGpio(4, { direction: "in", bias: "pull-up" }, kernelOf({ sysfs })));
+  expect(error.message).toBe(
+    "GPIO4: sysfs cannot set a pull, and there is no /nowhere/gpiochip* of pinctrl-bcm2711",
+  );
+});
+
+test("a kernel that refuses a line it has is not said to lack it", async () => {
+  using chips = new FakeChips();
+  const kernel = {
+    ...kernelOf({ chips }),
+    ioctl: (file: number, request: number, argument: Buffered | number) => {
+      if (request === IOCTL.request) throw Object.assign(new Error("EINVAL: no"), { code: "EINVAL" });
+      return chips.ioctl(file, request, argument);
+    },
+  };
+  expect(await failure(openGpio(4, LISTEN, kernel))).toMatchObject({
+    code: "io",
+    message: "GPIO4: EINVAL: no",
+  });
+});
+
+test("whoever listens to edges and throws ends nothing, and is told the next one", async () => {
+  using chips = new FakeChips();
+  const line = await openGpio(4, LISTEN, kernelOf({ chips }));
+  const told: number[] = [];
+  line.onEdge((value) => {
+    told.push(value);
+    throw new Error("a listener's own");
+  });
+  chips.edges(4, [1, 0]);
+  await until("both", () => told.length === 2);
+  chips.edges(4, [1]);
+  await until("the third", () => told.length === 3);
+  expect(told).toEqual([1, 0, 1]);
+  await line.close();
+});
+
+test("a line is closed after what is under way", async () => {
+  const read = Promise.withResolvers<0 | 1>();
+  const done: string[] = [];
+  const line = new OpenLine(4, {
+    read: () => read.promise,
+    close: () => void done.push("closed"),
+  } as unknown as ConstructorParameters<typeof OpenLine>[1]);
+  const reading = line.read().then(() => done.push("read"));
+  const closing = line.close();
+  expect((await failure(line.read())).message).toContain("it is closed");
+  expect(done).toEqual([]);
+  read.resolve(1);
+  await Promise.all([reading, closing]);
+  expect(done.toSorted()).toEqual(["closed", "read"]);
 });

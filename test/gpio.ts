@@ -268,11 +268,17 @@ function set(line: FakeLine, view: DataView): number {
 }
 
 /** A kernel of the two, or of one where the other is not there. */
-export function kernelOf(parts: { sysfs?: FakeSysfs; chips?: FakeChips; Line?: typeof Gpio }): GpioKernel {
-  const { sysfs, chips, Line } = parts;
+export function kernelOf(parts: {
+  sysfs?: FakeSysfs;
+  chips?: FakeChips;
+  Line?: typeof Gpio;
+  model?: string;
+}): GpioKernel {
+  const { sysfs, chips, Line, model } = parts;
   return {
     sysfs: sysfs?.root ?? "/nowhere/gpio",
     dev: chips?.dev ?? "/nowhere",
+    model: model ?? "/nowhere/model",
     onoff: async () => Line ?? onoffAt(sysfs?.root ?? "").Line,
     ioctl: chips?.ioctl ?? ioctl,
   };

@@ -217,6 +217,8 @@ test.each(DRIVERS)("$driver: scan finds the boards that answer", async (row) => 
   const { power, stack } = await bench(row);
   expect((await scan(power)).map(({ board }) => board)).toEqual([...row.boards]);
   stack.fault("silent-board", true, 0);
+  // Relays hang on this node's own lines: where those fail nobody else is missing.
+  if (row.driver === "gpio") return void expect(await failure(scan(power))).toBe("absent");
   expect((await scan(power)).map(({ board }) => board)).toEqual(row.boards.slice(1));
 });
 

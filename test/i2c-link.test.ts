@@ -1,11 +1,13 @@
 /** The I²C link that drivers get, over i2c-bus on a simulated kernel; and `fruit i2c`. */
 import { describe, expect, jest, test } from "bun:test";
 import { run } from "../agent/cli.ts";
+import { scan } from "../agent/i2c/cli.ts";
 import { EXIT } from "../agent/terminal.ts";
 import { type I2cBus, i2cLink, openI2cLink } from "../hal/i2c.ts";
-import type { HalErrorCode, I2cLink } from "../hal/ports.ts";
+import { HalError, type HalErrorCode, type I2cLink } from "../hal/ports.ts";
 import { bytes, failure, passing } from "./fakes.ts";
 import { type Failure, packageOn, SimKernel } from "./i2c-kernel.ts";
+import { until } from "./node.ts";
 
 describe("a link", () => {
   const open = (kernel: SimKernel): I2cLink =>
@@ -149,9 +151,24 @@ describe("a link", () => {
     expect(error.message).toContain("/dev/i2c-1 at 0x20: the kernel does not answer within 5 s");
   });
 
+  test("a bus is not closed under a call that the kernel has not answered yet, and nobody waits for it", async () => {
+    jest.useFakeTimers();
+    const read = Promise.withResolvers<number>();
+    let closed = 0;
+    const stuck = { readByte: () => read.promise, close: async () => void closed++ };
+    const link = i2cLink("/dev/i2c-1", async () => stuck as unknown as I2cBus);
+    const error = await failure(passing(link.exchange(0x20, bytes("10"), 1)));
+    jest.useRealTimers();
+    expect(error.code).toBe("timeout");
+    await link.close();
+    expect(closed).toBe(0);
+    read.resolve(1);
+    await until("closed", () => closed === 1);
+  });
+
   test("a bus that is missing says what to do, another file that it is none", async () => {
     const missing = await failure(openI2cLink("/dev/i2c-4711"));
-    expect(missing.code).toBe("io");
+    expect(missing.code).toBe("absent");
     expect(missing.message).toBe(
       "/dev/i2c-4711: does not exist; on a Pi, put dtparam=i2c_arm=on into config.txt and load the module i2c-dev",
     );
@@ -181,6 +198,26 @@ describe("fruit i2c", () => {
       v: 1,
       devices: [{ address: "0x20", state: "answers" }],
     });
+  });
+
+  test("an address is held by a driver only where the kernel refuses the address itself", async () => {
+    const busy = (code: string, syscall: string) => {
+      const cause = Object.assign(new Error(code), { code, syscall });
+      return new HalError("busy", `0x21: ${code}`, { cause });
+    };
+    const link = (error: HalError): I2cLink => ({
+      exchange: async (address) => {
+        throw address === 0x21 ? error : new HalError("absent", "no acknowledgement");
+      },
+      close: async () => undefined,
+    });
+    const { signal } = new AbortController();
+    expect(await scan(link(busy("EBUSY", "setAddr")), signal)).toEqual([{ address: "0x21", state: "taken" }]);
+    for (const error of [
+      busy("EAGAIN", "receiveByte"),
+      new HalError("busy", "64 requests are waiting already"),
+    ])
+      expect(await failure(scan(link(error), signal))).toBe(error);
   });
 
   test("get reads registers, in hex or as JSON", async () => {

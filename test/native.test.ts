@@ -1,16 +1,15 @@
 /** C calls and the threads that may block: what is told, what is lost, how it ends; and that the executables carry them. */
 import { describe, expect, test } from "bun:test";
-import { closeSync, copyFileSync, existsSync, openSync, readdirSync, writeSync } from "node:fs";
+import { closeSync, existsSync, openSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { ioctl, libc } from "../hal/native/libc.ts";
 import { EPOLL, ioctlAside, watch } from "../hal/native/threads.ts";
 import { BUNDLE } from "../image/build.ts";
 import { fruit, SHIPPED, SOURCES, scratch, until } from "./node.ts";
+import { carriesNative, isEmulated, LIMIT_MS, titled } from "./shipped.ts";
 
 const root = join(import.meta.dir, "..");
 const EFD_NONBLOCK = 0o4000;
-/** An emulated executable needs several times what a native one needs. */
-const LIMIT_MS = 60_000;
 const TCGETS = 0x5401;
 const FIONREAD = 0x541b;
 
@@ -152,7 +151,7 @@ describe("a process", () => {
   test("ends although its threads wait, by itself and by exit", async () => {
     const waits = `
       const waits = watch(event(), () => {}); waits.arm(EPOLL.in);
-      await ioctlAside(0, ${TCGETS}, 0).catch(() => {});`;
+      await ioctlAside("serial", 0, ${TCGETS}, 0).catch(() => {});`;
     expect(await program(waits)).toMatchObject({ exit: 0, err: "" });
     expect(await program(`${waits} process.exit(3);`)).toMatchObject({ exit: 3, err: "" });
   });
@@ -205,14 +204,26 @@ const errorOf = (work: Promise<unknown>) =>
   );
 
 describe("a call aside", () => {
+  test("of one kind does not share the fate of another's thread", async () => {
+    const calls = [
+      ioctlAside("serial", 0, {} as never, 0),
+      ioctlAside("i2c", -1, FIONREAD, 0),
+      ioctlAside("serial", -1, FIONREAD, 0),
+    ];
+    const [broken, i2c, behind] = (await Promise.all(calls.map(errorOf))).map(String);
+    expect(i2c).toContain("EBADF");
+    expect(broken).toContain("the thread that makes calls of serial has failed");
+    expect(behind).toBe(broken ?? "");
+  });
+
   test("gives what the kernel gives, into the caller's memory, or its error", async () => {
     using folder = scratch();
     const file = openSync(folder.file("six", "abcdef"), "r");
     const held = new Int32Array(new ArrayBuffer(4));
-    expect(await ioctlAside(file, FIONREAD, held)).toBe(0);
+    expect(await ioctlAside("serial", file, FIONREAD, held)).toBe(0);
     expect(held[0]).toBe(6);
     closeSync(file);
-    const error = Object(await errorOf(ioctlAside(file, FIONREAD, held, "about it")));
+    const error = Object(await errorOf(ioctlAside("serial", file, FIONREAD, held, "about it")));
     expect(error).toMatchObject({ code: "EBADF", errno: -9, syscall: "ioctl" });
     expect(error.message).toBe("EBADF: bad file descriptor, ioctl about it");
   });
@@ -223,14 +234,14 @@ describe("a call aside", () => {
     const files = sizes.map((size, n) => openSync(folder.file(`f${n}`, "x".repeat(size)), "r"));
     const held = files.map(() => new Int32Array(new ArrayBuffer(4)));
     const answers = await Promise.allSettled(
-      files.map((file, n) => ioctlAside(n % 3 === 0 ? -1 : file, FIONREAD, held[n] ?? 0)),
+      files.map((file, n) => ioctlAside("serial", n % 3 === 0 ? -1 : file, FIONREAD, held[n] ?? 0)),
     );
     const codes = answers.map((answer) => (answer.status === "rejected" ? answer.reason.code : "done"));
     expect(codes).toEqual(files.map((_, n) => (n >= 64 ? "EAGAIN" : n % 3 === 0 ? "EBADF" : "done")));
     for (const [n, code] of codes.entries()) if (code === "done") expect(held[n]?.[0]).toBe(sizes[n]);
     for (const file of files) closeSync(file);
     // There is room again
-    expect(await errorOf(ioctlAside(-1, FIONREAD, 0))).toMatchObject({ code: "EBADF" });
+    expect(await errorOf(ioctlAside("serial", -1, FIONREAD, 0))).toMatchObject({ code: "EBADF" });
   });
 
   test("memory stays while the thread may touch it, and goes afterwards", async () => {
@@ -238,7 +249,7 @@ describe("a call aside", () => {
     const begin = () => {
       const memory = [4, 34].map((length) => new Uint8Array(new ArrayBuffer(length)));
       refs.push(...memory.map((one) => new WeakRef(one)));
-      return errorOf(ioctlAside(-1, FIONREAD, memory[0] ?? 0, "", memory.slice(1)));
+      return errorOf(ioctlAside("serial", -1, FIONREAD, memory[0] ?? 0, "", memory.slice(1)));
     };
     const calls = Array.from({ length: 20 }, begin);
     // Past this turn a WeakRef holds nothing; the answers have not been heard yet
@@ -253,11 +264,16 @@ describe("a call aside", () => {
   });
 
   test("a thread that fails takes along what waits for it, with the reason, and the next call has another", async () => {
-    const calls = [ioctlAside(-1, FIONREAD, 0), ioctlAside(0, {} as never, 0), ioctlAside(-1, FIONREAD, 0)];
+    const calls = [
+      ioctlAside("serial", -1, FIONREAD, 0),
+      ioctlAside("serial", 0, {} as never, 0),
+      ioctlAside("serial", -1, FIONREAD, 0),
+    ];
     const reasons = (await Promise.all(calls.map(errorOf))).map(String);
-    const failed = "Error: the thread that makes calls has failed: bun:ffi cannot convert argument to 'u64'";
+    const failed =
+      "Error: the thread that makes calls of serial has failed: bun:ffi cannot convert argument to 'u64'";
     expect(reasons).toEqual(["Error: EBADF: bad file descriptor, ioctl", failed, failed]);
-    expect(await errorOf(ioctlAside(-1, FIONREAD, 0))).toMatchObject({ code: "EBADF" });
+    expect(await errorOf(ioctlAside("serial", -1, FIONREAD, 0))).toMatchObject({ code: "EBADF" });
   });
 });
 
@@ -273,7 +289,7 @@ describe("with the JIT off, which C calls need,", () => {
 
   test("calls fail with what to do", async () => {
     const { out, err, exit } = await program(
-      `await ioctlAside(0, 1, 0).catch((error) => console.log(error.message));
+      `await ioctlAside("serial", 0, 1, 0).catch((error) => console.log(error.message));
        try { watch(0, () => {}); } catch (error) { console.log(error.message); }
        const native = require("bindings")("i2c.node");
        native.readByteAsync(0, 1, (error) => console.log(error.message));
@@ -339,28 +355,10 @@ describe("with the JIT off, which C calls need,", () => {
   });
 });
 
-describe.each([...SHIPPED, SOURCES])("$name", (executable) => {
-  const title = `carries its threads and C calls${executable.missing ? ` [needs: ${executable.missing}]` : ""}`;
+describe.each([...SHIPPED, SOURCES].filter((one) => !isEmulated(one)))("$name", (executable) => {
   test.skipIf(executable.missing !== undefined)(
-    title,
-    async () => {
-      using folder = scratch();
-      // As on a node: one file, somewhere else
-      const last = executable.command.length - 1;
-      const isFile = executable !== SOURCES;
-      const alone = join(folder.path, "fruit");
-      if (isFile) copyFileSync(executable.command[last] ?? "", alone);
-      const command = isFile ? executable.command.with(last, alone) : executable.command;
-      const { out, err } = await fruit(["doctor", "--json"], {
-        executable: { ...executable, command },
-        cwd: folder.path,
-        env: { HOME: "/nowhere" },
-      });
-      expect(err).toBe("");
-      const checks = JSON.parse(out).checks as { name: string; level: string }[];
-      expect(checks.find(({ name }) => name === "native")).toMatchObject({ level: "ok" });
-      expect(readdirSync(folder.path)).toEqual(isFile ? ["fruit"] : []);
-    },
+    titled("carries its threads and C calls", executable),
+    () => carriesNative(executable),
     LIMIT_MS,
   );
 });

@@ -186,6 +186,16 @@ test.each<[string, Exit, string]>([
   expect({ exit: ran.exit, err: ran.err }).toEqual({ exit, err });
 });
 
+test("power scan prints the boards it found and says on stderr which bus did not answer", async () => {
+  const missing = new Rack(1);
+  missing.failing = new HalError("io", "/dev/i2c-7: does not exist");
+  Object.defineProperty(missing, "outlets", { value: ["1.0", "1.1"] });
+  const ran = await terminal(bench([new Rack(1), missing])).type("power scan");
+  expect(ran.exit).toBe(EXIT.unreachable);
+  expect(ran.out).toMatch(/^0 +bus 0/m);
+  expect(ran.err).toBe("fruit: bus 1 (scripted): /dev/i2c-7: does not exist\n");
+});
+
 test.each([
   ["power on", "which outlet?"],
   ["power on ,", "which outlet?"],

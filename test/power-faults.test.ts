@@ -1,6 +1,8 @@
 /** What comes from outside and goes wrong: buses that fail, nodes that speak, doors without a signature. */
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test";
 import { HalError } from "../hal/ports.ts";
+import { openPower } from "../hal/power.ts";
+import { openSim } from "../hal/sim/hal.ts";
 import { bench, outletsOf, Rack } from "./rack.ts";
 
 beforeEach(() => {
@@ -244,4 +246,33 @@ test("no payload of a neighbour makes the service fall over, nor forget that it 
   b.service.heard("pi2", "state/update", "x".repeat(100_000));
   expect(await b.run("power.off", { outlets: ["0.0"] })).toMatchObject({ code: "rule.P12" });
   expect(rack.told).toEqual([]);
+});
+
+test("each failed exchange of a bus that dies is counted, whatever the bus", async () => {
+  const counting = new Rack(1);
+  counting.counters = { exchanges: 5, retries: 1, crcErrors: 1, timeouts: 2, otherErrors: 3 };
+  const sim = openSim({ seed: 1, boards: [0], wireTime: false, faults: [], clockSynced: true });
+  const dying = await openPower(
+    {
+      ...sim,
+      openI2c: async () => {
+        throw new HalError("absent", "/dev/i2c-1: does not exist");
+      },
+    },
+    { driver: "pistack-i2c", device: "/dev/i2c-1", boards: [1], hardware: 3, i2c_base: 0x10 },
+  );
+  const b = bench([counting, dying]);
+  const errors = () => {
+    const { crcErrors, timeouts, otherErrors } = b.service.counters();
+    return crcErrors + timeouts + otherErrors;
+  };
+  expect(errors()).toBe(6);
+  b.start();
+  await b.pass(11_000);
+  const first = errors();
+  expect(first).toBeGreaterThan(6);
+  await b.pass(11_000);
+  expect(errors()).toBeGreaterThan(first);
+  await b.stop();
+  await sim.close();
 });

@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test";
+import { HalError } from "../hal/ports.ts";
 import { bench, outletsOf, Rack } from "./rack.ts";
 
 beforeEach(() => {
@@ -142,6 +143,28 @@ describe("on", () => {
     );
     // Those behind the first do not wait for the same sag again.
     expect(Math.max(...left.map(({ duration_s }) => duration_s))).toBeLessThan(20);
+  });
+
+  test("stops when the 5 V rail sags, and the alarm says so until it is back", async () => {
+    const rack = new Rack(4);
+    rack.railVolts = () => (rack.told.length < 3 ? 5.05 : 4.6);
+    const b = bench(rack, { power: { rail_volts_min: 4.75 } });
+    const outcome = await b.run("power.on", { outlets: ["all"], yes: true });
+    expect(rack.switched).toEqual(rack.outlets.slice(0, 3).map((id) => `on ${id}`));
+    const left = outletsOf(outcome).slice(3);
+    expect(left.map((result) => [result.outcome, result.code, result.after.supply])).toEqual(
+      Array(5).fill(["refused", "rule.P10", "off"]),
+    );
+    expect(left[0]?.message).toContain("the 5 V rail stays at 4.60 V (P10: at least 4.75 V");
+    b.start();
+    await b.pass(11_000);
+    expect(b.alarms.get("rail-0")).toBe(
+      "warning: board 0: 5 V rail below 4.75 V; nothing is switched on (P10)",
+    );
+    rack.railVolts = () => 5;
+    await b.pass(11_000);
+    expect([...b.alarms.keys()]).toEqual([]);
+    await b.stop();
   });
 
   test("goes on when the sag was an inrush", async () => {
@@ -436,5 +459,20 @@ describe("many outlets", () => {
       [0, true],
       [9, false],
     ]);
+  });
+
+  test("scan lists what the healthy bus has, and names the one that is missing", async () => {
+    const missing = new Rack(1);
+    missing.failing = new HalError("io", "/dev/i2c-7: does not exist");
+    Object.defineProperty(missing, "outlets", { value: ["1.0", "1.1"] });
+    expect(await bench([new Rack(1), missing]).run("power.scan")).toMatchObject({
+      state: "failed",
+      code: "bus",
+      message: "bus 1 (scripted): /dev/i2c-7: does not exist",
+      result: {
+        boards: [{ board: 0 }, { board: 9 }],
+        errors: [{ bus: "bus 1 (scripted)", message: "/dev/i2c-7: does not exist" }],
+      },
+    });
   });
 });

@@ -43,6 +43,7 @@ export class Rack implements PowerController {
   /** Breaches of what a board can rely on. A test ends with none. */
   readonly breaches: string[] = [];
   inputVolts: () => number = () => 12;
+  railVolts: () => number = () => 5.05;
   bootCount = 7;
   hangs = new Set<OutletId>();
   /** The board takes the command and nothing happens. */
@@ -112,7 +113,7 @@ export class Rack implements PowerController {
       hardware: 3,
       firmware: 4,
       inputVolts: this.inputVolts(),
-      railVolts: 5.05,
+      railVolts: this.railVolts(),
       ...(isCounting ? { bootCount: this.bootCount } : {}),
     };
   }

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import type { BindingInterface, BindingPortInterface } from "@serialport/bindings-interface";
+import { openI2cLink } from "../hal/i2c.ts";
 import { serialBinding } from "../hal/native/serial.ts";
 import { pistackRs485 } from "../hal/pistack-rs485.ts";
 import type { Hal, PowerBus, SerialLink } from "../hal/ports.ts";
@@ -199,6 +200,26 @@ test.each([
   },
 );
 
+test("a request that does not leave is an error of the line, and lets go of RTS, so that the bus is the boards' again", async () => {
+  using pty = new Pty();
+  const said: string[] = [];
+  const binding = recording(said, []);
+  const failing: BindingInterface = {
+    ...binding,
+    open: async (options) =>
+      Object.assign(await binding.open(options), {
+        write: () => {
+          said.push("sends nothing");
+          return new Promise<void>(() => undefined);
+        },
+      }),
+  };
+  const link = await openSerialLink(pty.device, { rts: "high" }, failing);
+  expect((await failure(link.exchange(Buffer.from("question"), never, 10))).code).toBe("io");
+  await link.close();
+  expect(said.slice(2, 5)).toEqual(["rts up, dtr up", "sends nothing", "rts down, dtr up"]);
+});
+
 const STACK: PowerBus = { driver: "pistack-rs485", device: "", boards: [0, 1], hardware: 3, i2c_base: 0x10 };
 
 /** How a reply may arrive. */
@@ -263,8 +284,8 @@ test("a bus that goes away is an error, and works again by itself when it is bac
   serveStack(pty, stack);
   expect((await power.read("0.0")).supply).toBe("on");
   pty.unplug();
-  expect(await failure(power.read("0.0"))).toMatchObject({ code: "absent" });
-  expect(await failure(power.switch("0.0", "off"))).toMatchObject({ code: "absent" });
+  expect(await failure(power.read("0.0"))).toMatchObject({ code: "io" });
+  expect(await failure(power.switch("0.0", "off"))).toMatchObject({ code: "io" });
   expect(stack.pi("0.0").supply).toBe(true);
   pty.plug();
   expect((await power.read("0.0")).supply).toBe("on");
@@ -272,3 +293,31 @@ test("a bus that goes away is an error, and works again by itself when it is bac
   expect(stack.pi("0.0").supply).toBe(false);
   await power.close();
 });
+
+test.each([
+  { driver: "pistack-rs485", device: "/dev/ttyUSB99" },
+  { driver: "pistack-i2c", device: "/dev/i2c-99" },
+  { driver: "clusterctrl", device: "/dev/i2c-99" },
+] as const)(
+  "$driver on a device that is missing: one try, one error of its own kind, and a scan says so",
+  async (row) => {
+    let opened = 0;
+    const hal = {
+      openSerial: (device: string) => {
+        opened++;
+        return openSerialLink(device);
+      },
+      openI2c: (device: string) => {
+        opened++;
+        return openI2cLink(device);
+      },
+    } as unknown as Hal;
+    const power = await openPower(hal, { ...row, boards: [0], hardware: 3, i2c_base: 0x10 });
+    const error = await failure(power.read("0.0"));
+    expect([error.code, error.message.startsWith(`${row.device}: `)]).toEqual(["io", true]);
+    expect(opened).toBe(1);
+    expect(power.counters).toMatchObject({ retries: 0, crcErrors: 0, timeouts: 0, otherErrors: 1 });
+    expect((await failure(power.probe(power.addresses[0] ?? 0))).code).toBe("io");
+    await power.close();
+  },
+);

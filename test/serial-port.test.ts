@@ -1,10 +1,11 @@
 /** Our own half of node-serialport on pseudo-terminals: what its published cases (`serial-binding.test.ts`) leave open. */
 import { expect, test } from "bun:test";
-import { closeSync, openSync } from "node:fs";
-import { ioctl } from "../hal/native/libc.ts";
+import { closeSync, constants, openSync, readlinkSync } from "node:fs";
+import { type Buffered, ioctl } from "../hal/native/libc.ts";
 import { serialBinding } from "../hal/native/serial.ts";
-import type { SerialPort } from "../hal/native/serial-port.ts";
-import { type SerialOptions, Termios } from "../hal/native/termios.ts";
+import { SerialPort } from "../hal/native/serial-port.ts";
+import { type SerialOptions, setUp, Termios } from "../hal/native/termios.ts";
+import type { Kind } from "../hal/native/threads.ts";
 import { until } from "./node.ts";
 import { DEFAULTS, FLAGS, holding, rejection } from "./ports.ts";
 import { Pty } from "./pty.ts";
@@ -251,6 +252,85 @@ test.each<[string, Partial<SerialOptions>, string, string]>([
   expect(termios.baudRate).toBe(115200);
   // VTIME and VMIN among the control characters
   expect([...termios.bytes.subarray(22, 24)]).toEqual([0, 1]);
+});
+
+/** A line whose hardware makes one speed only, and what it was given. */
+function oneSpeed(made: number) {
+  const given: number[] = [];
+  const kernel = {
+    ioctl: (_: number, __: number, argument: Buffered | number) => {
+      new DataView((argument as Uint8Array).buffer).setUint32(40, made, true);
+      return 0;
+    },
+    ioctlAside: async (_: Kind, __: number, ___: number, argument: Buffered | number) => {
+      given.push(new DataView((argument as Uint8Array).slice().buffer).getUint32(40, true));
+      return 0;
+    },
+  };
+  return { given, set: (baudRate: number) => setUp(3, { ...COMPLETE, baudRate }, kernel) };
+}
+
+test("a speed that the hardware cannot make is refused with the one it would make, and the old settings are back", async () => {
+  const { given, set } = oneSpeed(115_200);
+  expect(await rejection(set(4_000_000))).toMatchObject({
+    code: "EINVAL",
+    message: "makes 115200 baud instead of 4000000",
+  });
+  expect(given).toEqual([4_000_000, 115_200]);
+});
+
+test.each([
+  { asked: 112_000, isRight: true },
+  { asked: 118_700, isRight: true },
+  { asked: 111_000, isRight: false },
+  { asked: 119_000, isRight: false },
+])("of a line that makes 115200 baud, $asked is good enough: $isRight", async ({ asked, isRight }) => {
+  const { set } = oneSpeed(115_200);
+  expect(
+    await set(asked).then(
+      () => true,
+      () => false,
+    ),
+  ).toBe(isRight);
+});
+
+/** A port whose calls in the other thread end when the test says so. */
+function withHeldCalls(pty: Pty) {
+  const call = Promise.withResolvers<number>();
+  const file = openSync(pty.device, constants.O_RDWR | constants.O_NOCTTY | constants.O_NONBLOCK);
+  const name = readlinkSync(`/proc/self/fd/${file}`);
+  const isOpen = () => {
+    try {
+      return readlinkSync(`/proc/self/fd/${file}`) === name;
+    } catch {
+      return false;
+    }
+  };
+  const port = new SerialPort(file, { ...COMPLETE, path: pty.device }, () => call.promise);
+  return { port, isOpen, answer: () => call.resolve(0) };
+}
+
+test("a port is closed after the calls in the other thread, never before", async () => {
+  using pty = new Pty();
+  const { port, isOpen, answer } = withHeldCalls(pty);
+  const call = port.get();
+  const closing = port.close();
+  await Bun.sleep(50);
+  expect([isOpen(), Bun.peek.status(closing)]).toEqual([true, "pending"]);
+  answer();
+  await Promise.all([call, closing]);
+  expect(isOpen()).toBe(false);
+});
+
+test("a call that hangs in a driver holds up nobody who closes, and the file goes when it is back", async () => {
+  using pty = new Pty();
+  const { port, isOpen, answer } = withHeldCalls(pty);
+  const call = port.get();
+  await port.close();
+  expect([port.isOpen, isOpen()]).toEqual([false, true]);
+  answer();
+  await call;
+  await until("closed", () => !isOpen());
 });
 
 test("the kernel has the settings a port was opened with, and those it was changed to", async () => {

@@ -2,6 +2,7 @@ import type { Hal, Machine } from "../../hal/ports.ts";
 import type { Config } from "../config.ts";
 import { type Claim, claimsOf } from "../gpio/claims.ts";
 import { hatOf, isPiStack } from "../stack/hat.ts";
+import { textOf } from "../telemetry/cursor.ts";
 import { counted } from "../terminal.ts";
 import { type Check, fail, ok, warn } from "./check.ts";
 
@@ -100,7 +101,14 @@ function outputChecks(machine: Machine): Check[] {
     warn(
       name,
       `no ${SYSFS}, and the kernel lets go of outputs when the agent ends: relays fall back`,
-      "use a kernel with CONFIG_GPIO_SYSFS, or add pinctrl_bcm2835.persist_gpio_outputs=1 to cmdline.txt",
+      `use a kernel with CONFIG_GPIO_SYSFS${isPi5(machine) ? " (a Pi 5's lines know no other way)" : ", or add pinctrl_bcm2835.persist_gpio_outputs=1 to cmdline.txt"}`,
     ),
   ];
+}
+
+/** Its lines are the RP1's: the driver of all others, and what can be asked of it, has no part in them. */
+function isPi5(machine: Pick<Machine, "read">): boolean {
+  return /^Raspberry Pi (5|500|Compute Module 5)\b/.test(
+    textOf(machine.read("/proc/device-tree/model")) ?? "",
+  );
 }

@@ -3,7 +3,7 @@ import { lookup } from "node:dns/promises";
 import { readFileSync, statfsSync, statSync } from "node:fs";
 import { connect } from "node:net";
 import { dirname } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
+import { within } from "../../hal/limit.ts";
 import { tryThreads } from "../../hal/native/trial.ts";
 import type { Hal, Machine } from "../../hal/ports.ts";
 import { type Config, ConfigError, readConfig } from "../config.ts";
@@ -14,6 +14,7 @@ import { checkCertificates } from "./certificate.ts";
 import { type Check, fail, isThere, ok, reason, trouble, warn } from "./check.ts";
 import { checkExecutable, EXECUTABLE } from "./executable.ts";
 import { checkGpio } from "./gpio.ts";
+import { checkSerial } from "./serial.ts";
 
 const MEBI = 1024 * 1024;
 /** Below the first nothing that must last can be written; below the second an update's caches will not fit. */
@@ -26,6 +27,9 @@ const THREADS_MS = 5000;
 /** sun_path of Linux, with its closing NUL. */
 const SOCKET_PATH_BYTES = 107;
 
+/** Drivers whose lines are looked at elsewhere. */
+const OTHERS: ReadonlySet<string> = new Set(["gpio", "pistack-rs485"]);
+
 /** All checks of a node, in the order a person would go through them. */
 export async function checkNode(
   { config, check }: Found,
@@ -36,6 +40,7 @@ export async function checkNode(
   return [
     check,
     ...(config ? await configured(config, node, kind) : []),
+    ...(config && kind === "linux" ? await checkSerial(config, machine) : []),
     ...(config && kind === "linux" ? await checkGpio(config, hal) : []),
     ...(kind === "linux" ? [await native()] : []),
     clock(machine),
@@ -78,7 +83,7 @@ async function configured(config: Config, node: string, hal: Hal["kind"]): Promi
       ? [...(await broker(mqtt.url)), ...checkCertificates(mqtt, node)]
       : [warn("broker", "none configured; this node tells nobody how it is", "add mqtt.url")]),
     ...signers(config),
-    ...(hal === "sim" ? [] : config.power.buses.filter(({ driver }) => driver !== "gpio").map(bus)),
+    ...(hal === "sim" ? [] : config.power.buses.filter(({ driver }) => !OTHERS.has(driver)).map(bus)),
   ];
 }
 
@@ -139,22 +144,23 @@ function clock(machine: Machine): Check {
   );
 }
 
+const silent = () => new Error(`does not answer within ${BROKER_MS / 1000} s`);
+
 async function broker(address: string): Promise<Check[]> {
   const url = new URL(address);
   const host = url.hostname.replace(/^\[|\]$/g, "");
   const port = Number(url.port) || (url.protocol === "mqtts:" ? 8883 : 1883);
   try {
-    await within(lookup(host));
+    await within(BROKER_MS, lookup(host), silent);
   } catch (cause) {
     return [fail("broker", `${host} ${reason(cause)}`, "check mqtt.url and the resolver")];
   }
   const link = connect({ host, port });
   try {
-    await within(
-      new Promise<void>((resolve, reject) => {
-        link.once("connect", () => resolve()).once("error", reject);
-      }),
-    );
+    const connected = new Promise<void>((resolve, reject) => {
+      link.once("connect", () => resolve()).once("error", reject);
+    });
+    await within(BROKER_MS, connected, silent);
     return [ok("broker", `${host} port ${port} answers ('fruit mqtt test' goes further)`)];
   } catch (cause) {
     return [
@@ -162,20 +168,6 @@ async function broker(address: string): Promise<Check[]> {
     ];
   } finally {
     link.destroy();
-  }
-}
-
-/** Rejects when it takes longer than a broker may. */
-async function within<T>(work: Promise<T>): Promise<T> {
-  const stop = new AbortController();
-  const limit = sleep(BROKER_MS, undefined, { signal: stop.signal }).then(() => {
-    throw new Error(`does not answer within ${BROKER_MS / 1000} s`);
-  });
-  try {
-    return await Promise.race([work, limit]);
-  } finally {
-    stop.abort();
-    limit.catch(() => undefined);
   }
 }
 

@@ -1,5 +1,7 @@
 /** Who has which GPIO line, as far as the configuration tells, and where it gives one away twice. */
+import type { Machine } from "../../hal/ports.ts";
 import type { Config } from "../config.ts";
+import { kernelConsoles } from "../tty.ts";
 
 /** A line that somebody has. */
 export interface Claim {
@@ -14,11 +16,27 @@ type Sections = Partial<Pick<Config, "power" | "consoles" | "stack" | "gpio">>;
 /** GPIO14 and 15 of the header; the names of all models (raspberrypi.com, "configuration: UARTs"). */
 const HEADER_UART = /^\/dev\/(serial0|ttyAMA0|ttyS0)$/;
 
-/** Every line that somebody has; those that nobody can choose come first. */
-export function claimsOf({ power, consoles = {}, stack, gpio = {} }: Sections): Claim[] {
+/** What a machine itself uses of the header, as far as its kernel tells. */
+export interface Uses {
+  /** Devices of the kernel's consoles, as `kernelConsoles` gives them. */
+  consoles: readonly string[];
+  /** There is `/dev/i2c-1`, whoever speaks on it. */
+  hasI2c: boolean;
+}
+
+/**
+ * Every line that somebody has; those that nobody can choose come first. Which UART is on the header depends on the model
+ * and its overlays (on a Pi 3 ttyAMA0 may be Bluetooth's): whoever is on a name that can be the header's has its lines.
+ * Lines of SPI, PWM, PCM and of HATs that say nothing are not known here; the kernel names those its drivers hold.
+ */
+export function claimsOf({ power, consoles = {}, stack, gpio = {} }: Sections, uses?: Uses): Claim[] {
   const buses = power?.buses ?? [];
   return [
     ...claimed("HAT ID EEPROM", [0, 1]),
+    ...(uses?.hasI2c ? claimed("I2C bus 1", [2, 3]) : []),
+    ...(uses?.consoles.some((device) => HEADER_UART.test(device))
+      ? claimed("the kernel's console", [14, 15])
+      : []),
     ...Object.entries(consoles).flatMap(([name, { device }]) =>
       HEADER_UART.test(device) ? claimed(`console ${name}`, [14, 15]) : [],
     ),
@@ -51,6 +69,14 @@ export function claimsOf({ power, consoles = {}, stack, gpio = {} }: Sections): 
 }
 
 const claimed = (by: string, lines: number[]): Claim[] => lines.map((gpio) => ({ gpio, by }));
+
+/** What this machine uses of its header. */
+export function usesOf(machine: Pick<Machine, "read" | "list">): Uses {
+  return {
+    consoles: kernelConsoles(machine),
+    hasI2c: machine.list("/sys/class/i2c-dev").includes("i2c-1"),
+  };
+}
 
 /** Says which line is given away twice, and what a line cannot be. */
 export function gpioContradictions(sections: Sections): string[] {

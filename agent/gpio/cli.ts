@@ -1,6 +1,7 @@
 /** What a technician types about GPIO lines. */
 import { parseArgs } from "node:util";
 import type { CommandResult } from "../commands.ts";
+import { printJson } from "../power/answer.ts";
 import { type CliVerb, type Exit, exitOf, seconds, table, UsageError } from "../terminal.ts";
 import type { LineValue, ListedLine } from "./service.ts";
 import { parseChange } from "./watch.ts";
@@ -125,9 +126,8 @@ function print(
   human: (result: unknown) => string,
 ): Exit {
   const { io, json } = context;
-  const { state, code, message, result } = answer;
-  if (json)
-    io.out(`${JSON.stringify({ schema: `fruit.${verb}/1`, state, code, message, ...(result as object) })}\n`);
+  const { message, result } = answer;
+  if (json) printJson(context, verb, answer);
   else if (result !== undefined) io.out(human(result));
   if (message) io.err(`fruit: ${message}\n`);
   return exitOf(answer);

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { Turns } from "../../hal/bus.ts";
 import { type GpioLine, type Hal, HalError } from "../../hal/ports.ts";
+import { Turns } from "../../hal/turns.ts";
 import { Refusal } from "../commands.ts";
 import type { Config } from "../config.ts";
 
@@ -21,7 +21,9 @@ export interface Pulsed {
  * Invariants
  * - An input is open only while somebody reads or watches it. An output stays open once it was touched: where the kernel
  *   has no sysfs, closing it would let go of its level.
- * - A pulse ends at the level it began with.
+ * - A pulse ends at the level it began with, unless the agent is killed (SIGKILL) in the middle of it: through sysfs the
+ *   line then keeps that level until somebody sets it, through the character device the kernel lets go of it.
+ * - Changes of an output follow each other; while it is pulsed it is not set.
  */
 export class NamedLine {
   readonly name: string;
@@ -32,7 +34,7 @@ export class NamedLine {
   readonly pulseMs: { min: number; max: number };
   readonly #config: Config["gpio"][string];
   readonly #hal: Pick<Hal, "openGpio">;
-  /** Opening and closing an input. */
+  /** Opening and closing of an input, changes of an output. */
   readonly #turns: Turns;
   readonly #watchers = new Set<(value: Value) => void>();
   #watched: GpioLine | undefined;
@@ -66,10 +68,12 @@ export class NamedLine {
   /** Drives it and reads it back. Throws `Refusal` for an input, and while it is pulsed. */
   async set(value: Value): Promise<Value> {
     this.#refuse("set");
-    return this.#output(async (line) => {
-      await line.write(this.#level(value));
-      return this.#value(await line.read());
-    });
+    return this.#turns.take(() =>
+      this.#output(async (line) => {
+        await line.write(this.#level(value));
+        return this.#value(await line.read());
+      }),
+    );
   }
 
   /** Makes it the opposite for a while; it is back when this settles, also when the signal aborts. */
@@ -77,13 +81,14 @@ export class NamedLine {
     this.#refuse("pulse");
     this.#isPulsing = true;
     try {
-      return await this.#output(async (line) => {
-        const before = await line.read();
+      // After a `set` that is under way: what it sets is what the pulse returns to.
+      return await this.#turns.take(async () => {
+        const before = await this.#output((line) => line.read());
         try {
-          await line.write(before ? 0 : 1);
+          await this.#output((line) => line.write(before ? 0 : 1));
           await sleep(ms, undefined, { signal }).catch(() => undefined);
         } finally {
-          await this.#back(line, before);
+          await this.#back(before);
         }
         return { value: this.#value(before), isCut: signal.aborted };
       });
@@ -171,13 +176,10 @@ export class NamedLine {
     }
   }
 
-  /** A level must not stay because one write failed. */
-  async #back(line: GpioLine, level: 0 | 1): Promise<void> {
-    try {
-      await line.write(level);
-    } catch {
-      await line.write(level);
-    }
+  /** A level must not stay because one write, or somebody's reading meanwhile, failed: the line is opened anew for it. */
+  async #back(level: 0 | 1): Promise<void> {
+    const write = () => this.#output((line) => line.write(level));
+    await write().catch(write);
   }
 
   /** A line that somebody else has is refused, by name. */

@@ -13,7 +13,7 @@ import {
 } from "../commands.ts";
 import type { Config } from "../config.ts";
 import { hatOf } from "../stack/hat.ts";
-import { type Claim, claimsOf } from "./claims.ts";
+import { type Claim, claimsOf, usesOf } from "./claims.ts";
 import { NamedLine } from "./line.ts";
 import { followChanges } from "./watch.ts";
 
@@ -141,22 +141,18 @@ export function createGpioService(options: GpioOptions): { commands: Command[]; 
 class LineTable {
   readonly #options: GpioOptions;
   readonly #lines: ReadonlyMap<string, NamedLine>;
-  readonly #claims: ReadonlyMap<number, Claim>;
 
   constructor(options: GpioOptions, lines: ReadonlyMap<string, NamedLine>) {
-    const { config, hasStackRole } = options;
-    const { power, consoles } = config;
-    const stack = hasStackRole ? config.stack : { ...config.stack, role: "off" as const };
     this.#options = options;
     this.#lines = lines;
-    this.#claims = new Map(claimsOf({ power, consoles, stack }).map((claim) => [claim.gpio, claim]));
   }
 
   async list(): Promise<ListedLine[]> {
     const named = new Map([...this.#lines.values()].map((line) => [line.gpio, line]));
+    const claims = this.#claims();
     return (await this.#options.hal.listGpio()).map(({ gpio, name, consumer, direction }) => {
       const line = named.get(gpio)?.name;
-      const used = this.#user(gpio) ?? consumer;
+      const used = this.#user(gpio, claims) ?? consumer;
       return {
         gpio,
         ...(name === undefined ? {} : { label: name }),
@@ -177,7 +173,7 @@ class LineTable {
     if (line) return line;
     const names = [...this.#lines.keys()];
     const gpio = /^(?:gpio)?(\d{1,3})$/i.exec(word)?.[1];
-    const user = gpio === undefined ? undefined : this.#user(Number(gpio));
+    const user = gpio === undefined ? undefined : this.#user(Number(gpio), this.#claims());
     const what = user === undefined ? `no line "${clip(word)}"` : `GPIO${gpio} is taken: ${user}`;
     throw new Refusal(
       "unknown-gpio",
@@ -185,9 +181,17 @@ class LineTable {
     );
   }
 
+  #claims(): ReadonlyMap<number, Claim> {
+    const { config, hal, hasStackRole } = this.#options;
+    const { power, consoles } = config;
+    const stack = hasStackRole ? config.stack : { ...config.stack, role: "off" as const };
+    const claims = claimsOf({ power, consoles, stack }, usesOf(hal.machine));
+    return new Map(claims.map((claim) => [claim.gpio, claim]));
+  }
+
   /** Who has a line by configuration, with the HAT it belongs to. */
-  #user(gpio: number): string | undefined {
-    const claim = this.#claims.get(gpio);
+  #user(gpio: number, claims: ReadonlyMap<number, Claim>): string | undefined {
+    const claim = claims.get(gpio);
     if (!claim) return undefined;
     const hat = /^(HAT|Pi Stack)/.test(claim.by) ? hatOf(this.#options.hal.machine) : undefined;
     return hat === undefined ? claim.by : `${claim.by} (${clip(hat)})`;

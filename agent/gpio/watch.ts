@@ -42,30 +42,67 @@ export async function followChanges(
   lines: readonly NamedLine[],
   { args, progress, signal }: Pick<Call<{ seconds: number }>, "args" | "progress" | "signal">,
 ): Promise<Followed> {
-  const found: Followed = { changes: 0, not_told: 0 };
-  let [second, told, skipped] = [0, 0, 0];
-  const tell = (line: NamedLine, value: 0 | 1) => {
-    progress(changeText({ at: new Date().toISOString(), line: line.name, value, not_told: skipped }));
-    skipped = 0;
-  };
-  const changed = (line: NamedLine, value: 0 | 1) => {
-    found.changes++;
-    const now = Math.floor(performance.now() / 1000);
-    if (now !== second) [second, told] = [now, 0];
-    if (++told <= MOST_A_SECOND) return tell(line, value);
-    found.not_told++;
-    skipped++;
-  };
+  const teller = new Teller(progress);
   const stops: (() => Promise<void>)[] = [];
   try {
     for (const line of lines) {
-      const { value, stop } = await line.watch((value) => changed(line, value));
+      const { value, stop } = await line.watch((value) => teller.changed(line, value));
       stops.push(stop);
-      tell(line, value);
+      teller.tell(line, value);
     }
     await sleep(args.seconds * 1000, undefined, { signal }).catch(() => undefined);
   } finally {
     await Promise.allSettled(stops.map((stop) => stop()));
+    teller.catchUp();
   }
-  return found;
+  return teller.found;
+}
+
+/** Tells changes, so many a second; of a line that changes more often, how it is once the second is over. */
+class Teller {
+  readonly found: Followed = { changes: 0, not_told: 0 };
+  readonly #progress: (text: string) => void;
+  /** The latest change of each line that was not told yet. */
+  readonly #latest = new Map<NamedLine, Pick<Change, "at" | "value">>();
+  #second = 0;
+  #told = 0;
+  #skipped = 0;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(progress: (text: string) => void) {
+    this.#progress = progress;
+  }
+
+  tell(line: NamedLine, value: 0 | 1, at = new Date().toISOString()): void {
+    this.#progress(changeText({ at, line: line.name, value, not_told: this.#skipped }));
+    this.#skipped = 0;
+  }
+
+  changed(line: NamedLine, value: 0 | 1): void {
+    this.found.changes++;
+    const nowMs = performance.now();
+    const second = Math.floor(nowMs / 1000);
+    if (second !== this.#second) {
+      this.catchUp();
+      [this.#second, this.#told] = [second, 0];
+    }
+    if (++this.#told <= MOST_A_SECOND) {
+      this.tell(line, value);
+      return;
+    }
+    if (this.#latest.has(line)) {
+      this.found.not_told++;
+      this.#skipped++;
+    }
+    this.#latest.set(line, { at: new Date().toISOString(), value });
+    this.#timer ??= setTimeout(() => this.catchUp(), 1000 - (nowMs % 1000));
+  }
+
+  catchUp(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const latest = [...this.#latest];
+    this.#latest.clear();
+    for (const [line, { at, value }] of latest) this.tell(line, value, at);
+  }
 }

@@ -1,4 +1,5 @@
 import { parseArgs } from "node:util";
+import { hex } from "../../hal/pistack.ts";
 import { HalError, type HalErrorCode, type I2cLink } from "../../hal/ports.ts";
 import { openHardware } from "../hardware.ts";
 import { CliError, type CliVerb, EXIT, type Exit, type Io, UsageError } from "../terminal.ts";
@@ -43,7 +44,8 @@ export const I2C_VERBS: readonly CliVerb[] = [
   {
     words: "i2c set",
     synopsis: "BUS ADDRESS REGISTER VALUE… [--hal linux|sim]",
-    summary: "writes bytes to a device from a register on, at once and whoever uses it",
+    summary:
+      "writes bytes to a device from a register on, at once, whoever uses it and past every rule of fruit power",
     needsAgent: false,
     run: ({ args, io }) =>
       onBus(args, io, [4, 3 + MOST], async (link, [address, register, ...values]) => {
@@ -92,7 +94,8 @@ const EXITS: Partial<Record<HalErrorCode, Exit>> = {
   busy: EXIT.busy,
 };
 
-async function scan(link: I2cLink, signal: AbortSignal) {
+/** Who answers on a bus; each address is read once. Throws `HalError` where nobody can say. */
+export async function scan(link: I2cLink, signal: AbortSignal) {
   const found: { address: string; state: Presence }[] = [];
   for (let address = FIRST; address <= LAST && !signal.aborted; address++) {
     const state = await whoIs(link, address);
@@ -108,9 +111,15 @@ async function whoIs(link: I2cLink, address: number): Promise<Presence | undefin
   } catch (error) {
     if (!(error instanceof HalError)) throw error;
     if (error.code === "absent") return undefined;
-    if (error.code === "busy") return "taken";
+    if (isTaken(error)) return "taken";
     throw error;
   }
+}
+
+/** The kernel refused the address itself; a bus that is busy for other reasons has nothing to say of who is there. */
+function isTaken({ cause }: HalError): boolean {
+  const { code, syscall } = (cause ?? {}) as NodeJS.ErrnoException;
+  return code === "EBUSY" && syscall === "setAddr";
 }
 
 const byte = (name: string, text: string | undefined) => number(name, text, 0, 0xff);
@@ -120,5 +129,3 @@ function number(name: string, text = "", least: number, most: number): number {
   if (value >= least && value <= most) return value;
   throw new UsageError(`${name}: "${text}" is no number from ${hex(least)} to ${hex(most)}`);
 }
-
-const hex = (value: number) => `0x${value.toString(16).padStart(2, "0")}`;

@@ -7,7 +7,7 @@ import { rehearse } from "./rehearsal.ts";
 import type { Ending, OutletResult } from "./result.ts";
 import { refusals, type SwitchVerb } from "./rules.ts";
 import { person } from "./show.ts";
-import { apply, askDown, type Doing, inputVolts, look, type Means, turnOf } from "./switch.ts";
+import { apply, askDown, type Doing, look, type Means, turnOf, voltagesOf } from "./switch.ts";
 
 /** A request for one outlet, before it has begun. */
 export type Switching = Omit<Doing, "step"> & { progress: (message: string) => void };
@@ -106,7 +106,7 @@ async function attempt(
 /** Asks the rules, and reserves the watts in the same breath, so that two commands cannot spend them twice. */
 async function admit(means: Means, outlet: Outlet, doing: Doing): Promise<void> {
   const isStart = STARTS.has(doing.verb);
-  const facts = means.facts(outlet, isStart ? await inputVolts(means, outlet, doing) : undefined);
+  const facts = means.facts(outlet, isStart ? await voltagesOf(means, outlet, doing) : undefined);
   const [refusal] = refusals(facts, doing);
   if (refusal) throw refusal;
   outlet.isReserved = isStart;

@@ -23,7 +23,7 @@ export function needed(positionals: readonly string[]): string[] {
 
 /** One JSON object for machines; its `schema` changes only with an incompatible shape. */
 export function printJson(
-  { io }: Context,
+  { io }: Pick<Context, "io">,
   verb: string,
   { state, code, message, result }: CommandResult,
 ): void {

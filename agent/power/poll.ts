@@ -9,6 +9,7 @@ import { Returns } from "./returns.ts";
 import type { PowerOptions } from "./service.ts";
 import type { Stack } from "./stack.ts";
 import { look } from "./switch.ts";
+import { guarded } from "./volts.ts";
 
 /** Longest time for which a command that was sent explains a supply that changes. */
 const INTENT_MS = 3_600_000;
@@ -166,15 +167,14 @@ class Round {
     isTele: boolean,
   ) {
     const { alarm, config, publish } = this.#options;
-    const least = config.input_volts_min;
-    if (least !== undefined && inputVolts !== undefined)
+    for (const { name, volts, least } of guarded({ inputVolts, railVolts }, config))
       alarm(
-        `input-${board}`,
-        inputVolts >= least
+        `${name === "input" ? "input" : "rail"}-${board}`,
+        volts >= least
           ? null
           : {
               severity: "warning",
-              message: `board ${board}: input below ${least} V; nothing is switched on (P10)`,
+              message: `board ${board}: ${name} below ${least} V; nothing is switched on (P10)`,
             },
       );
     const numbers = {

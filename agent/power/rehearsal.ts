@@ -1,7 +1,7 @@
 import type { Outlet } from "./outlet.ts";
 import type { Ending, OutletResult } from "./result.ts";
 import { refusals } from "./rules.ts";
-import { type Doing, inputVolts, type Means } from "./switch.ts";
+import { type Doing, type Means, voltagesOf } from "./switch.ts";
 
 /** Says what a verb would do, each step with its wait, and every rule that would refuse. Sends nothing but questions. */
 export async function rehearse(
@@ -10,7 +10,7 @@ export async function rehearse(
   doing: Doing,
   result: OutletResult,
 ): Promise<Ending> {
-  const refused = refusals(means.facts(outlet, await inputVolts(means, outlet, doing)), doing);
+  const refused = refusals(means.facts(outlet, await voltagesOf(means, outlet, doing)), doing);
   const { verb } = doing;
   const isThere = outlet.supply === (verb === "on" ? "on" : "off") && verb !== "cycle" && verb !== "reset";
   const plan = isThere ? [`do nothing: it is ${outlet.supply} already (P3)`] : steps(means, outlet, doing);

@@ -6,7 +6,8 @@
  * is no newline.
  *
  * Invariants
- * - Switching is the ordinary command of somebody local: the same rules, locks and audit; only the outlets that `node.json` lists.
+ * - Switching is an ordinary command: the same rules, locks and audit; only the outlets that `node.json` lists. Anybody may read any.
+ * - Whoever comes this way is `rest:…`: no lock of theirs is that of a person at the node, whatever the username.
  * - No web page switches power: a browser says where its page is from (Origin), or reaches us by a name that is not loopback's (Host).
  */
 import { createHash, randomUUID, timingSafeEqual } from "node:crypto";
@@ -54,7 +55,10 @@ class Answer {
 export async function openRest(
   config: Config["power"]["rest"],
   dispatcher: Dispatcher,
-  means: { alarm: RaiseAlarm; log: Log },
+  {
+    askLimitMs = ASK_LIMIT_MS,
+    ...means
+  }: { alarm: RaiseAlarm; log: Log; askLimitMs?: number; retryMs?: number },
 ): Promise<Part> {
   if (!config) return async () => undefined;
   const underWay = new Set<Promise<void>>();
@@ -65,7 +69,11 @@ export async function openRest(
     most: MOST_CONNECTIONS,
     create: () =>
       createServer(
-        { headersTimeout: ASK_LIMIT_MS, requestTimeout: ASK_LIMIT_MS, connectionsCheckingInterval: 1000 },
+        {
+          headersTimeout: askLimitMs,
+          requestTimeout: askLimitMs,
+          connectionsCheckingInterval: askLimitMs / 5,
+        },
         (request, response) => {
           const answered = answer(request, response, config, dispatcher);
           underWay.add(answered);
@@ -160,11 +168,11 @@ function passwordIn(file: string): string {
   }
 }
 
-/** Somebody local who may do one thing. */
-function callerOf({ username = "rest", outlets }: RestConfig): Caller {
+/** A program of this machine, which may do one thing. */
+function callerOf({ username = "anybody", outlets }: RestConfig): Caller {
   return {
     door: "socket",
-    who: `local:${username}`,
+    who: `rest:${username}`,
     roles: new Set(ROLES),
     mayOutlet: (outlet) => outlets.includes(outlet),
   };

@@ -12,6 +12,7 @@ import type { Lock } from "../messages.ts";
 import { lasting } from "../terminal.ts";
 import type { Host } from "./host.ts";
 import { lockedBy } from "./locks.ts";
+import { guarded, lowWords, tooLow } from "./volts.ts";
 
 /** Off before on in seconds that no flag can go below: half-discharged rails leave a board half powered. */
 export const OFF_TIME_FLOOR = 2;
@@ -56,7 +57,9 @@ export interface Facts {
   lock?: Lock | undefined;
   /** What the node it feeds said of itself. */
   target?: { node: string; updating?: string | undefined; isTrial: boolean } | undefined;
+  /** What its board measures. */
   inputVolts?: number | undefined;
+  railVolts?: number | undefined;
   /** Watts to reckon with for this outlet, and for all others that are on or being switched on. */
   watts: number;
   committedWatts: number;
@@ -65,7 +68,12 @@ export interface Facts {
   unixNow: number;
   limits: Pick<
     Config["power"],
-    "changes_per_hour" | "min_on_seconds" | "input_volts_min" | "supply_watts" | "off_time_seconds"
+    | "changes_per_hour"
+    | "min_on_seconds"
+    | "input_volts_min"
+    | "rail_volts_min"
+    | "supply_watts"
+    | "off_time_seconds"
   >;
 }
 
@@ -175,10 +183,10 @@ const RULES: readonly Rule[] = [
   {
     code: "rule.P10",
     verbs: ["on", "cycle", "reset"],
-    check: ({ inputVolts, limits: { input_volts_min: least } }) =>
-      least !== undefined && inputVolts !== undefined && inputVolts < least
-        ? `the input is at ${inputVolts.toFixed(2)} V (P10: at least ${least} V to switch anything on); switch others off or look at the supply`
-        : undefined,
+    check: (facts) => {
+      const low = tooLow(guarded(facts, facts.limits));
+      return low && lowWords(low, "is");
+    },
   },
   {
     code: "rule.P10",

@@ -9,7 +9,7 @@ import { Outlet } from "./outlet.ts";
 import { Pace } from "./pace.ts";
 import type { Facts } from "./rules.ts";
 import type { PowerOptions } from "./service.ts";
-import type { Happening, Means } from "./switch.ts";
+import type { Happening, Means, Voltages } from "./switch.ts";
 import { Time } from "./time.ts";
 
 /** A state that did not change is said again this often, so that its `read_at` tells. */
@@ -73,10 +73,10 @@ export class Stack {
     this.means = {
       config,
       memory,
-      pace: new Pace(config.stagger_seconds, config.input_volts_min),
+      pace: new Pace(config),
       now: () => this.#time.now(),
       changed,
-      facts: (outlet, inputVolts) => this.#facts(outlet, inputVolts),
+      facts: (outlet, voltages) => this.#facts(outlet, voltages),
       happened,
       tell,
     };
@@ -134,7 +134,7 @@ export class Stack {
     this.#options.publish("state/outlet", outlet.id, state);
   }
 
-  #facts(outlet: Outlet, inputVolts: number | undefined): Facts {
+  #facts(outlet: Outlet, voltages: Voltages | undefined): Facts {
     const { config, node, unsignedOutlets } = this.#options;
     const { fed } = outlet;
     const now = this.#time.now();
@@ -153,7 +153,8 @@ export class Stack {
         outlet.node === undefined
           ? undefined
           : { node: outlet.node, updating: fed.updating, isTrial: fed.isTrial },
-      inputVolts,
+      inputVolts: voltages?.inputVolts,
+      railVolts: voltages?.railVolts,
       watts: outlet.watts,
       // What cannot be read may be on.
       committedWatts: others

@@ -8,6 +8,7 @@ import type { Outlet } from "./outlet.ts";
 import type { Pace } from "./pace.ts";
 import { type Asked, type Facts, recent, type SwitchVerb } from "./rules.ts";
 import { person } from "./show.ts";
+import { isGuarded } from "./volts.ts";
 
 const LOOK_MS = 250;
 /** The current must stay low this long before a Pi is believed to be down (rule P4). */
@@ -32,7 +33,7 @@ export interface Means {
   /** The outlet's state may have changed: it is published. */
   changed: (outlet: Outlet) => void;
   /** What the rules look at, from the outlet's last reading and, where a rule wants it, the board's input. */
-  facts: (outlet: Outlet, inputVolts?: number) => Facts;
+  facts: (outlet: Outlet, voltages?: Voltages) => Facts;
   /** Something happens to the supply, now: told at once, unlike how a command ended. */
   happened: (outlet: OutletId, what: Happening) => void;
   tell: (type: string, facts: Record<string, unknown>) => void;
@@ -57,10 +58,12 @@ export function turnOf({ verb, force, dryRun, signal }: Omit<Doing, "step">): Tu
   return { lane: verb === "off" && force ? "emergency" : "switching", signal };
 }
 
-/** The board's input voltage now, for the rules that look at it. */
-export async function inputVolts(means: Means, outlet: Outlet, doing: Doing): Promise<number | undefined> {
-  if (means.config.input_volts_min === undefined) return undefined;
-  return (await readInput(outlet, doing)).inputVolts;
+/** What the rules look at of a board's supply. */
+export type Voltages = Pick<BoardReading, "inputVolts" | "railVolts">;
+
+/** What its board measures now, where a rule looks at it. */
+export async function voltagesOf(means: Means, outlet: Outlet, doing: Doing): Promise<Voltages | undefined> {
+  return isGuarded(means.config) ? readInput(outlet, doing) : undefined;
 }
 
 function readInput({ bus, board }: Outlet, doing: Doing): Promise<BoardReading> {

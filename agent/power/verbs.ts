@@ -1,7 +1,7 @@
 /** The rows that power adds to the command table. */
 import * as v from "valibot";
 import { type BoardReading, HalError } from "../../hal/ports.ts";
-import { type Command, command, Refusal } from "../commands.ts";
+import { type Command, command, type Outcome, Refusal } from "../commands.ts";
 import type { OutletState } from "../messages.ts";
 import { perform } from "./actions.ts";
 import type { Bus } from "./bus.ts";
@@ -209,10 +209,9 @@ function scan(stack: Stack): Command {
       if (isScanning) throw new Refusal("busy", "a scan is under way; wait for it");
       isScanning = true;
       try {
-        return await untilStopped(signal, async () => {
-          const found = await Promise.all(stack.buses.map((bus) => scanBus(bus, signal)));
-          return { state: "done", result: { boards: found.flat() } };
-        });
+        return await untilStopped(signal, async () =>
+          scanned(await Promise.all(stack.buses.map((bus) => scanBus(bus, signal)))),
+        );
       } finally {
         isScanning = false;
       }
@@ -220,16 +219,37 @@ function scan(stack: Stack): Command {
   });
 }
 
-/** Address by address, so that nobody who needs the bus waits for all of them. */
-async function scanBus(bus: Bus, signal: AbortSignal) {
+/** What one bus gave, and why it gave no more. */
+interface Scan {
+  bus: string;
+  boards: object[];
+  error?: string;
+}
+
+/** Address by address, so that nobody who needs the bus waits for all of them. A bus that fails keeps nobody from the others. */
+async function scanBus(bus: Bus, signal: AbortSignal): Promise<Scan> {
   const configured = new Set(bus.controller.outlets.map((id) => Number(id.split(".")[0])));
-  const found: object[] = [];
-  for (const address of bus.controller.addresses) {
-    const reading = await bus.do(`address ${address}`, "scan", (controller) => controller.probe(address), {
-      signal,
-    });
-    if (reading)
-      found.push({ bus: bus.name, ...boardLine(reading), configured: configured.has(reading.board) });
+  const boards: object[] = [];
+  try {
+    for (const address of bus.controller.addresses) {
+      const reading = await bus.do(`address ${address}`, "scan", (controller) => controller.probe(address), {
+        signal,
+      });
+      if (reading)
+        boards.push({ bus: bus.name, ...boardLine(reading), configured: configured.has(reading.board) });
+    }
+    return { bus: bus.name, boards };
+  } catch (error) {
+    if (error instanceof HalError || error instanceof Refusal)
+      return { bus: bus.name, boards, error: error.message };
+    throw error;
   }
-  return found;
+}
+
+function scanned(scans: readonly Scan[]): Outcome {
+  const errors = scans.flatMap(({ bus, error }) => (error === undefined ? [] : [{ bus, message: error }]));
+  const result = { boards: scans.flatMap(({ boards }) => boards), errors };
+  if (errors.length === 0) return { state: "done", result };
+  const message = errors.map((error) => `${error.bus}: ${error.message}`).join("; ");
+  return { state: "failed", code: "bus", message, result };
 }

@@ -1,6 +1,7 @@
-/** What a technician, or the script that ends a node, says about its place in a Pi Stack. */
+/** What a technician says about a node's place in a Pi Stack. */
 import { parseArgs } from "node:util";
 import type { StackState } from "../messages.ts";
+import { printJson } from "../power/answer.ts";
 import { type CliVerb, type Exit, exitOf } from "../terminal.ts";
 
 type Context = Parameters<CliVerb["run"]>[0];
@@ -27,7 +28,8 @@ export const STACK_VERBS: readonly CliVerb[] = [
   {
     words: "stack announce",
     synopsis: "",
-    summary: "tells the board that this node shuts down: for the script that runs at power-off",
+    summary:
+      "only tells the board that this node shuts down; a plain poweroff does not (stack halt does both)",
     needsAgent: true,
     run: (context) => say(context, "stack.announce"),
   },
@@ -43,10 +45,9 @@ async function say({ args, io, json, send }: Context, verb: string): Promise<Exi
       timeoutMs: ANSWER_MS,
     },
   );
-  const { state, code, message, result } = answer;
+  const { state, message, result } = answer;
   const exit = exitOf(answer);
-  if (json)
-    io.out(`${JSON.stringify({ schema: `fruit.${verb}/1`, state, code, message, ...(result as object) })}\n`);
+  if (json) printJson({ io }, verb, answer);
   else if (result !== undefined) io.out(statusText(result as Status));
   else if (exit === 0) io.out(`${message} (${state})\n`);
   if (exit !== 0) io.err(`fruit: ${message}\n`);

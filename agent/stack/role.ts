@@ -11,6 +11,8 @@ const ALIVE_MS = 1000;
 const STEADY_MS = 20;
 /** How long the line is held low to tell the board that this node shuts itself down (`stackdaemon.py`). */
 const ANNOUNCE_MS = 200;
+/** Longest wait for the shutdown command itself: one that works returns at once, or hands over to somebody who takes longer. */
+const COMMAND_MS = 10_000;
 /** By then a board has cut the supply of a node that was to go down: its delay is one byte of seconds. */
 const KNOWN_MS = 255_000;
 /** Between attempts to open a line: doubled up to a minute. */
@@ -19,7 +21,12 @@ const RETRY_MS = { first: 1000, most: 60_000 };
 /** The two halves of the role; each goes on without the other. */
 type Half = "heart" | "line";
 
-/** What this node does in a Pi Stack, while it runs. */
+/**
+ * What this node does in a Pi Stack, while it runs.
+ *
+ * A falling edge on the shutdown line is a request. So is a low line when it is opened anew, if it was seen high before;
+ * a line that is low when the agent starts is none, because on boards without the pull-up it may float.
+ */
 export class Role {
   readonly #options: StackOptions;
   readonly #changed: () => void;
@@ -28,6 +35,8 @@ export class Role {
   /** The shutdown line while it is listened to, and how to have it opened anew. */
   #listening: { line: GpioLine; again: AbortController } | undefined;
   #announcement: Promise<void> | undefined;
+  /** Whether the line was seen high since the agent started, or since we pulled it low ourselves. */
+  #wasHigh = false;
   /** From the announcement's beginning until the line is listened to again. */
   #isAnnouncing = false;
   #goesDown: string | undefined;
@@ -64,17 +73,18 @@ export class Role {
       this.#keep("heart", signal, () => this.#beat(signal)),
       this.#keep("line", signal, () => this.#listen(signal)),
     ]);
+    await this.#announced();
   }
 
   /** Tells the board that this node shuts itself down; whoever asks meanwhile waits for the same. Throws `HalError`. */
-  announce(signal: AbortSignal): Promise<void> {
-    this.#announcement ??= this.#announce(signal).finally(() => {
+  announce(): Promise<void> {
+    this.#announcement ??= this.#announce().finally(() => {
       this.#announcement = undefined;
     });
     return this.#announcement;
   }
 
-  async #announce(signal: AbortSignal): Promise<void> {
+  async #announce(): Promise<void> {
     const { config, hal, tell } = this.#options;
     const listening = this.#listening;
     const line = listening?.line ?? (await hal.openGpio(config.shutdown_gpio, INPUT));
@@ -82,9 +92,11 @@ export class Role {
     this.#isAnnouncing = true;
     try {
       await line.write(0);
+      this.#wasHigh = false;
+      // To its end, also when the agent is told to stop: half a pulse tells nothing.
+      await sleep(ANNOUNCE_MS);
       this.#known = { atMs: performance.now(), how: "the board was told already" };
       tell("stack.announced", { message: "the board was told that this node shuts down" });
-      await sleep(ANNOUNCE_MS, undefined, { signal }).catch(() => undefined);
     } finally {
       await line.close().finally(() => {
         if (listening) listening.again.abort();
@@ -93,27 +105,45 @@ export class Role {
     }
   }
 
-  /** Ends this node, once; what failed may be tried again. Throws what is wrong with the command. */
+  /** Resolves when no announcement is under way. */
+  async #announced(): Promise<void> {
+    await this.#announcement?.catch(() => undefined);
+  }
+
+  /** Ends this node, once; what failed may be tried again. Throws what is wrong with the command, as far as it says so soon. */
   async goDown(why: string, signal: AbortSignal): Promise<void> {
     if (this.#goesDown !== undefined) return;
-    const { config, tell, alarm, log } = this.#options;
+    const { config, tell, log, limits = { commandMs: COMMAND_MS, downMs: KNOWN_MS } } = this.#options;
     this.#goesDown = why;
     log("warn", "stack.shutdown", { why, command: config.shutdown_command });
     tell("stack.shutdown", { message: `this node shuts down: ${why}` });
     this.#changed();
+    const command = runShutdown(config.shutdown_command);
+    void this.#staysUp(why, command, limits.downMs);
+    await Promise.race([command, pause(limits.commandMs, signal)]);
+  }
+
+  /** The command failed, at once or later, or has ended and the node is still here: an alarm, and it may be tried again. */
+  async #staysUp(why: string, command: Promise<void>, downMs: number): Promise<void> {
+    const { alarm, log } = this.#options;
     try {
-      await runShutdown(config.shutdown_command, signal);
-      alarm("stack-shutdown", null);
+      const over = pause(downMs);
+      const returned = command.then(() => {
+        alarm("stack-shutdown", null);
+        return over;
+      });
+      await Promise.race([returned, over]);
+      throw new Error(`it is still up after ${downMs / 1000} s`);
     } catch (error) {
-      this.#goesDown = undefined;
-      this.#changed();
       const message = error instanceof Error ? error.message : String(error);
+      this.#goesDown = undefined;
+      this.#known = undefined;
+      this.#changed();
       log("error", "stack.shutdown-failed", { error: message });
       alarm("stack-shutdown", {
         severity: "critical",
         message: `this node was to shut down (${why}) and did not: ${message}; shut it down by hand, its supply may be cut`,
       });
-      throw error;
     }
   }
 
@@ -164,14 +194,17 @@ export class Role {
       this.#listening = { line, again };
       this.#isAnnouncing = false;
       this.#problem("line", undefined);
+      // An edge while nobody listened is missed, the level is not. At the very start it may float.
+      if ((await line.read()) === 0 && this.#wasHigh) void this.#fell(line, signal);
       while (!over.aborted) {
-        await line.read();
+        if ((await line.read()) === 1) this.#wasHigh = true;
         await sleep(ALIVE_MS, undefined, { signal: over }).catch(() => undefined);
       }
     } catch (error) {
       if (!over.aborted) throw error;
     } finally {
       this.#listening = undefined;
+      await this.#announced();
       await line.close();
     }
   }
@@ -194,3 +227,7 @@ export class Role {
 }
 
 const INPUT = { direction: "in", edge: "falling", bias: "none" } as const;
+
+/** Waits, and keeps no process alive for it; ends early when told to stop. */
+const pause = (ms: number, signal?: AbortSignal) =>
+  sleep(ms, undefined, { ref: false, ...(signal ? { signal } : {}) }).catch(() => undefined);

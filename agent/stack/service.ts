@@ -17,6 +17,8 @@ export interface StackOptions {
   alarm: RaiseAlarm;
   tell: Tell;
   log: Log;
+  /** Milliseconds: how long `stack halt` waits for the shutdown command, and how long a node may take to go down. */
+  limits?: { commandMs: number; downMs: number };
 }
 
 /** The role, running. */
@@ -75,9 +77,9 @@ export function createStackRole(options: StackOptions): StackRole {
         tier: 2,
         role: "power",
         args: v.strictObject({}),
-        run: async ({ caller, signal }) => {
+        run: async ({ caller }) => {
           refuseElsewhere(caller, "announce");
-          return announce(role, isOn, signal);
+          return announce(role, isOn);
         },
       }),
       command({
@@ -91,7 +93,7 @@ export function createStackRole(options: StackOptions): StackRole {
           if (!isOn) return placeless("shut it down as any other machine");
           if (role.goesDown !== undefined)
             return { state: "unchanged", message: `it goes down already: ${role.goesDown}` };
-          const { message } = await announce(role, isOn, signal);
+          const { message } = await announce(role, isOn);
           await role.goDown(`${caller.who} asks for it${reason ? ` (${reason})` : ""}`, signal);
           return { state: "done", message: `${message}; ${config.shutdown_command.join(" ")} was run` };
         },
@@ -101,11 +103,11 @@ export function createStackRole(options: StackOptions): StackRole {
 }
 
 /** Once: a board that was told, or has asked, is not told again. */
-async function announce(role: Role, isOn: boolean, signal: AbortSignal): Promise<Outcome> {
-  // A script that says so on every node at power-off is right on this one too.
+async function announce(role: Role, isOn: boolean): Promise<Outcome> {
+  // A script that says so on every node is right on this one too.
   if (!isOn) return { state: "unchanged", message: "this node is in no Pi Stack; there is nobody to tell" };
   if (role.known !== undefined) return { state: "unchanged", message: role.known };
-  await role.announce(signal);
+  await role.announce();
   return { state: "done", message: "the board was told" };
 }
 

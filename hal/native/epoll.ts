@@ -85,8 +85,18 @@ export class Epoll {
   #tell(file: number, waits: Watch, happened: number): void {
     try {
       this.#callback(null, file, happened);
-    } finally {
-      this.#waitAgain(file, waits);
+    } catch (cause) {
+      this.#fail(cause, file);
+    }
+    this.#waitAgain(file, waits);
+  }
+
+  /** Told as the callback's own error: thrown from here it would end the process. */
+  #fail(cause: unknown, file: number): void {
+    try {
+      this.#callback(cause as Error, file, 0);
+    } catch {
+      // It was told
     }
   }
 
@@ -97,7 +107,7 @@ export class Epoll {
     try {
       waits.arm(added.events);
     } catch (cause) {
-      this.#callback(cause as Error, file, 0);
+      this.#fail(cause, file);
     }
   }
 }

@@ -155,16 +155,27 @@ export class ChipLine {
     this.#isOutput = true;
   }
 
-  /** Calls back at each edge. */
+  /** Calls back at each edge; what it throws is its own matter and ends nothing. */
   onEdge(happened: (value: 0 | 1) => void): void {
     this.#watch?.close();
     const events = new Uint8Array(MOST_EDGES * LAYOUT.event.size);
+    const tell = (value: 0 | 1) => {
+      try {
+        happened(value);
+      } catch {
+        // Nobody here could do anything about it, and the next edge is another
+      }
+    };
     const news = watch(this.#file, (ready) => {
       // Without an edge to read, the chip is gone: whoever reads the line next is told.
       if ((ready & EPOLL.in) === 0) return news.close();
-      const length = readSync(this.#file, events);
-      for (const value of edgesIn(events.subarray(0, length))) happened(value);
-      news.arm(EPOLL.in);
+      try {
+        const length = readSync(this.#file, events);
+        for (const value of edgesIn(events.subarray(0, length))) tell(value);
+        news.arm(EPOLL.in);
+      } catch {
+        news.close();
+      }
     });
     this.#watch = news;
     news.arm(EPOLL.in);
@@ -196,23 +207,47 @@ export function edgesIn(bytes: Uint8Array): (0 | 1)[] {
   );
 }
 
-/**
- * The chip whose label matches, whatever its number (a Pi 5's was 4 for a while), else the first. Undefined where there is
- * none; throws where one was not to be opened.
- */
-export function findChip(folder: string, label: RegExp, call: typeof ioctl = ioctl): GpioChip | undefined {
-  let first: GpioChip | undefined;
-  for (const name of namesIn(folder).filter((name) => /^gpiochip\d+$/.test(name))) {
-    const chip = new GpioChip(join(folder, name), call);
-    if (label.test(chip.label)) {
-      first?.[Symbol.dispose]();
-      return chip;
-    }
-    if (first) chip[Symbol.dispose]();
-    first ??= chip;
-  }
-  return first;
+/** Which chip is meant: the one with such a label, else the first where that is good enough. */
+export interface Wanted {
+  label: RegExp;
+  orFirst: boolean;
 }
+
+/**
+ * The chip that is meant, whatever its number (a Pi 5's was 4 for a while). Undefined where there is none; throws where
+ * one was not to be opened.
+ */
+export function findChip(folder: string, wanted: Wanted, call: typeof ioctl = ioctl): GpioChip | undefined {
+  let first: GpioChip | undefined;
+  try {
+    for (const path of chipsIn(folder)) {
+      const chip = new GpioChip(path, call);
+      if (wanted.label.test(chip.label)) {
+        first?.[Symbol.dispose]();
+        return chip;
+      }
+      if (first || !wanted.orFirst) chip[Symbol.dispose]();
+      else first = chip;
+    }
+    return first;
+  } catch (error) {
+    first?.[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** The labels of all chips, for an error that names them. */
+export function chipLabels(folder: string, call: typeof ioctl = ioctl): string[] {
+  return chipsIn(folder).map((path) => {
+    using chip = new GpioChip(path, call);
+    return chip.label;
+  });
+}
+
+const chipsIn = (folder: string) =>
+  namesIn(folder)
+    .filter((name) => /^gpiochip\d+$/.test(name))
+    .map((name) => join(folder, name));
 
 /** Names in a folder, sorted; none where it does not exist. */
 export function namesIn(folder: string): string[] {

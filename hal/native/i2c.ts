@@ -143,7 +143,7 @@ export function i2cNative(kernel: I2cKernel): Record<string, unknown> {
 }
 
 /** What i2c-bus gets under Bun. */
-export const I2C = i2cNative({ ioctl, ioctlAside });
+export const I2C = i2cNative({ ioctl, ioctlAside: (...call) => ioctlAside("i2c", ...call) });
 
 /** Memory of its own, which stays where it is. */
 const memory = (length: number) => new DataView(new ArrayBuffer(length));

@@ -1,6 +1,6 @@
 /** A terminal whose keys come one by one: what `setRawMode` does, and output that the kernel does not touch either. */
 import { ioctl } from "./libc.ts";
-import { REQUEST } from "./termios.ts";
+import { REQUEST, TERMIOS } from "./termios.ts";
 
 /** Bits that cfmakeraw(3) clears, by the word of struct termios2 they stand in (asm-generic/termbits.h): input, output, control, local. */
 const COOKED = [
@@ -10,21 +10,20 @@ const COOKED = [
   0o1 | 0o2 | 0o10 | 0o100 | 0o100000, // ISIG ICANON ECHO ECHONL IEXTEN
 ];
 const CS8 = 0o60;
-/** Bytes: c_cc follows four words and c_line; VTIME is its sixth, VMIN the next: a key is read as soon as there is one. */
-const VTIME = 17 + 5;
-/** Of struct termios2, in words. */
-const SIZE = 11;
 
 /**
  * Makes a terminal raw at once; returns how it becomes exactly what it was, which also works while the process ends and never throws.
  * Throws `systemError` where `file` is no terminal.
  */
 export function makeRaw(file: number): () => void {
-  const before = new Uint32Array(SIZE);
+  const before = new Uint32Array(TERMIOS.size / 4);
   ioctl(file, REQUEST.getTermios, before);
   const raw = before.map((word, at) => word & ~(COOKED[at] ?? 0));
   raw.set([(raw[2] ?? 0) | CS8], 2);
-  new Uint8Array(raw.buffer).set([0, 1], VTIME);
+  const bytes = new Uint8Array(raw.buffer);
+  // A key is read as soon as there is one
+  bytes[TERMIOS.vtime] = 0;
+  bytes[TERMIOS.vmin] = 1;
   ioctl(file, REQUEST.setTermios, raw);
   return () => {
     try {

@@ -24,6 +24,9 @@ const LOOK_MS = 50;
 /** The last byte or FIFO leaves within this, at any speed worth waiting for. */
 const SHIFT_MS = 1000;
 
+/** Longest wait for calls that hang in an adapter's driver before the port counts as closed. */
+const CLOSE_MS = 1000;
+
 const closeFile = promisify(close);
 
 /** What may be changed while a port is open: node-serialport changes the speed only. */
@@ -39,11 +42,14 @@ export class SerialPort implements BindingPortInterface {
   #writing: Writing | undefined;
   /** Bytes that went out during a break would be lost: they wait. */
   #isInBreak = false;
+  readonly #ioctlAside: typeof ioctlAside;
   /** Calls in the other thread: the file stays open until they are back. */
   readonly #asides = new Set<Promise<unknown>>();
 
-  constructor(file: number, options: Required<SerialOptions>) {
+  /** `aside` stands in for the other thread. */
+  constructor(file: number, options: Required<SerialOptions>, aside = ioctlAside) {
     this.#file = file;
+    this.#ioctlAside = aside;
     this.openOptions = options;
     this.#watch = watch(file, (events) => this.#ready(events));
   }
@@ -57,10 +63,10 @@ export class SerialPort implements BindingPortInterface {
     this.#file = undefined;
     this.#watch.close();
     this.#stop(canceled());
-    await Promise.allSettled(this.#asides);
-    // Here and not with the file: closing waits for unsent bytes, and whoever opens the port again need not
-    if (this.openOptions.lock) unlock(file);
-    await closeFile(file);
+    const closing = this.#closeFile(file);
+    // Past the limit it is closed as soon as that is safe, and held until then
+    closing.catch(() => undefined);
+    await Promise.race([closing, sleep(CLOSE_MS, undefined, { ref: false })]);
   }
 
   async read(buffer: Buffer, offset: number, length: number): Promise<{ buffer: Buffer; bytesRead: number }> {
@@ -152,6 +158,13 @@ export class SerialPort implements BindingPortInterface {
       if (!isKnown || (register[0] ?? 0) & SHIFTED_OUT) return;
       await sleep(1);
     }
+  }
+
+  async #closeFile(file: number): Promise<void> {
+    await Promise.allSettled(this.#asides);
+    // Here and not with the file: closing waits for unsent bytes, and whoever opens the port again need not
+    if (this.openOptions.lock) unlock(file);
+    await closeFile(file);
   }
 
   /** The file; throws when the port is closed. */
@@ -268,7 +281,9 @@ export class SerialPort implements BindingPortInterface {
   }
 
   #aside(request: number, argument: Uint32Array | number): Promise<number> {
-    return this.#guarded(ioctlAside(this.#opened(), request, argument, this.openOptions.path));
+    return this.#guarded(
+      this.#ioctlAside("serial", this.#opened(), request, argument, this.openOptions.path),
+    );
   }
 
   async #guarded<T>(call: Promise<T>): Promise<T> {

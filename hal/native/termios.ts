@@ -44,11 +44,9 @@ const LOCK_UN = 8;
 /** Drivers answer with the speed they really make; a receiver bears about this much. */
 const BAUD_TOLERANCE = 0.03;
 
-/** struct termios2: four flag words, c_line, c_cc[19], and the two speeds. */
-const SIZE = 44;
-const CC = 17;
-const VTIME = CC + 5;
-const VMIN = CC + 6;
+/** struct termios2: four flag words, c_line, c_cc[19], and the two speeds; VTIME and VMIN are the sixth and seventh of c_cc. */
+export const TERMIOS = { size: 44, vtime: 17 + 5, vmin: 17 + 6 } as const;
+const SIZE = TERMIOS.size;
 
 const IGNPAR = 0x4;
 const IXON = 0x400;
@@ -91,8 +89,8 @@ export class Termios {
       throw new TypeError(`"baudRate" is not a valid baudRate: ${baudRate}`);
     }
     for (const [at, word] of [iflag, 0, cflag, 0].entries()) this.#view.setUint32(at * 4, word, true);
-    this.bytes[VTIME] = options.vtime;
-    this.bytes[VMIN] = options.vmin;
+    this.bytes[TERMIOS.vtime] = options.vtime;
+    this.bytes[TERMIOS.vmin] = options.vmin;
     this.#view.setUint32(SIZE - 8, baudRate, true);
     this.#view.setUint32(SIZE - 4, baudRate, true);
   }
@@ -104,19 +102,23 @@ function one(name: string, value: string | number, bits: Record<string | number,
   return found;
 }
 
-/** Settings of an open file. Throws, with the old ones in force, for a speed that the hardware cannot make. */
-export async function setUp(file: number, options: Required<SerialOptions>): Promise<void> {
+/** Gives an open file its settings; `kernel` is played in tests. Throws, with the old ones in force, for a speed that the hardware cannot make. */
+export async function setUp(
+  file: number,
+  options: Required<SerialOptions>,
+  kernel = { ioctl, ioctlAside },
+): Promise<void> {
   const { path, baudRate } = options;
   const termios = new Termios();
-  ioctl(file, REQUEST.getTermios, termios.bytes, path);
+  kernel.ioctl(file, REQUEST.getTermios, termios.bytes, path);
   const before = termios.bytes.slice();
   termios.set(options);
-  await ioctlAside(file, REQUEST.setTermios, termios.bytes, path);
+  await kernel.ioctlAside("serial", file, REQUEST.setTermios, termios.bytes, path);
   // The kernel takes what it can and says "done"
-  ioctl(file, REQUEST.getTermios, termios.bytes, path);
+  kernel.ioctl(file, REQUEST.getTermios, termios.bytes, path);
   const made = termios.baudRate;
   if (Math.abs(made - baudRate) <= baudRate * BAUD_TOLERANCE) return;
-  await ioctlAside(file, REQUEST.setTermios, before, path);
+  await kernel.ioctlAside("serial", file, REQUEST.setTermios, before, path);
   throw Object.assign(new Error(`makes ${made} baud instead of ${baudRate}`), { code: "EINVAL" });
 }
 

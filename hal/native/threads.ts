@@ -1,6 +1,6 @@
 /**
- * The event loop's side of `worker.ts`: waiting for files, and calls that block. One thread each for the whole process,
- * started when first used: the one state a module of ours keeps, because the packages that use it (`i2c-bus`, `epoll`
+ * The event loop's side of `worker.ts`: waiting for files, and calls that block. One thread for the waiting, and one for
+ * the calls of each kind of file, for the whole process and started when first used: the one state a module of ours keeps, because the packages that use it (`i2c-bus`, `epoll`
  * for `onoff`) hand nothing through. A thread that fails takes along what waits for it, with its reason, and the next
  * use starts another.
  */
@@ -56,19 +56,23 @@ export function watch(
   return waiting.watch(file, ready, options.keepsAlive ?? false);
 }
 
+/** Files whose calls wait for each other only: an I²C adapter that hangs must hold up no serial line. */
+export type Kind = "i2c" | "serial";
+
 /**
- * ioctl(2) that may take long, off the event loop, one after the other; `about` is for the error. The memory of
+ * ioctl(2) that may take long, off the event loop, one after the other of its kind; `about` is for the error. The memory of
  * `argument` and of `holding`, which it points to, is kept until it settles. Rejects with `systemError`, EAGAIN when
  * too many wait.
  */
 export async function ioctlAside(
+  kind: Kind,
   file: number,
   request: number,
   argument: Buffered | number,
   about = "",
   holding: readonly Buffered[] = [],
 ): Promise<number> {
-  calling ??= new Calling();
+  const calling = callings.get(kind) ?? new Calling(kind);
   return calling.ioctl({ file, request, argument, about, holding });
 }
 
@@ -106,7 +110,7 @@ export function beatOn(
 }
 
 let waiting: Waiting | undefined;
-let calling: Calling | undefined;
+const callings = new Map<Kind, Calling>();
 
 interface Watching {
   ready: (events: number) => void;
@@ -224,15 +228,18 @@ interface Call {
 }
 
 class Calling {
+  readonly #kind: Kind;
   readonly #worker: Thread;
   /** In the order they were made: the thread answers in that order. */
   readonly #calls: (Call & PromiseWithResolvers<number>)[] = [];
 
-  constructor() {
+  constructor(kind: Kind) {
     // Says why, where C cannot be called at all
     libc();
+    this.#kind = kind;
+    callings.set(kind, this);
     this.#worker = startThread(
-      "that makes calls",
+      `that makes calls of ${kind}`,
       (answer: [result: number, errno: number]) => this.#answer(answer),
       (reason) => this.#fail(reason),
     );
@@ -257,7 +264,7 @@ class Calling {
   }
 
   #fail(reason: Error): void {
-    if (calling === this) calling = undefined;
+    if (callings.get(this.#kind) === this) callings.delete(this.#kind);
     for (const call of this.#calls.splice(0)) call.reject(reason);
   }
 }
