@@ -18,7 +18,7 @@ export type Tier = 0 | 1 | 2 | 3;
 /** Who asks, as the door established it. */
 export interface Caller {
   door: "socket" | "mqtt" | "set";
-  /** `local:alice`, `key:alice@desk`, `anonymous` or `set`. */
+  /** `local:alice`, `rest:lab`, `key:alice@desk`, `anonymous` or `set`. */
   who: string;
   /** Fingerprint of the key that signed the command, `SHA256:…`; absent where nothing was signed. */
   key?: string;
@@ -31,7 +31,7 @@ export interface Caller {
  * anybody may do must not use up what the others need.
  */
 export function isProven(who: string): boolean {
-  return who.startsWith("key:") || who.startsWith("local:");
+  return ["key:", "local:", "rest:"].some((way) => who.startsWith(way));
 }
 
 /** Whose share of limits a request uses: that of a key, of the local socket, or the one that all of `anonymous` or `set` have together. */
@@ -81,8 +81,6 @@ export interface Command<Schema extends v.GenericSchema = v.GenericSchema> {
   args: Schema;
   /** May be sent to `all` nodes at once. */
   broadcast?: boolean;
-  /** What is never written down: arguments by their names (somebody types a password), or its `result` (a line shows one). */
-  unwritten?: readonly string[];
   /** The outlets it would touch, for the signer's limits; resolved from names. */
   outlets?(args: v.InferOutput<Schema>): readonly OutletId[];
   run(call: Call<v.InferOutput<Schema>>): Promise<Outcome>;

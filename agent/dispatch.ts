@@ -132,7 +132,7 @@ export class Dispatcher {
       // Taken before the first wait: the same id arriving meanwhile is a duplicate already.
       leave = this.#enter(request, own);
       const isKept = tier > 0;
-      const end = isKept ? await this.#record.begin(this.#written(request), tier) : undefined;
+      const end = isKept ? await this.#record.begin(request, tier) : undefined;
       const late = isKept ? undefined : setTimeout(() => say("accepted"), READ_MS);
       if (isKept) say("accepted");
       const outcome = await this.#run(row, request, args, (message, ratio) =>
@@ -140,7 +140,7 @@ export class Dispatcher {
       ).finally(() => clearTimeout(late));
       const duration_s = (Date.now() - startedAt) / 1000;
       const result = say(outcome.state, { ...outcome, duration_s });
-      await end?.(row.unwritten?.includes("result") ? { ...result, result: undefined } : result);
+      await end?.(result);
       return result;
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
@@ -153,15 +153,7 @@ export class Dispatcher {
 
   /** Writes a refusal down, whoever refused: the table here, or a door before it. */
   refused(request: Refused, refusal: Refusal): Promise<void> {
-    return this.#record.refused(this.#written(request), refusal, this.#rows.get(request.verb)?.tier === 0);
-  }
-
-  /** The request without what must not be written down. */
-  #written<Asked extends Refused>(request: Asked): Asked {
-    const unwritten = this.#rows.get(request.verb)?.unwritten;
-    if (!unwritten || typeof request.args !== "object" || request.args === null) return request;
-    const args = Object.entries(request.args).filter(([name]) => !unwritten.includes(name));
-    return { ...request, args: Object.fromEntries(args) };
+    return this.#record.refused(request, refusal, this.#rows.get(request.verb)?.tier === 0);
   }
 
   /** Makes a request one of those under way; returns how it ceases to be. Reads may come with an id that is taken already. */

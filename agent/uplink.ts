@@ -77,10 +77,13 @@ export function createUplink(options: UplinkOptions): Uplink {
   const alarm = createAlarms(publish, tell, clock);
   const facts = factsOf(machine);
   const key = nodeKey(options);
+  const { allowed_signers } = config.commands;
+  const signers = allowed_signers === undefined ? undefined : new SignerFile(allowed_signers, log);
   const sealed = new Sealings({
     site,
     node,
     key,
+    signers,
     frames: {
       get hasRoom() {
         return session?.hasRoom ?? false;
@@ -146,7 +149,6 @@ export function createUplink(options: UplinkOptions): Uplink {
           ...facts,
         });
       if (!session) return;
-      const { allowed_signers } = config.commands;
       const speaker = session;
       const announcer = new Discovery({
         isEnabled: mqtt?.discovery ?? false,
@@ -160,7 +162,7 @@ export function createUplink(options: UplinkOptions): Uplink {
         site,
         node,
         dispatcher,
-        signers: allowed_signers === undefined ? undefined : new SignerFile(allowed_signers, log),
+        signers,
         failures: new FailureLimit(),
         verifications: new FailureLimit({ burst: 200, secondsEach: 1 / 200 }),
         refusals: new FailureLimit(),

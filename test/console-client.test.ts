@@ -34,6 +34,20 @@ async function meet(
   };
 }
 
+/** Lets a console talk until all that may be under way is: its node has to wait. */
+async function fill(session: Session): Promise<void> {
+  let said = 0;
+  void (async () => {
+    for (; ; said += 1000) await session.say("x".repeat(1000));
+  })().catch(() => undefined);
+  await until("the node waits", async () => {
+    const before = said;
+    await Bun.sleep(300);
+    return said > 0 && said === before;
+  });
+  expect(said).toBeLessThan(1_000_000);
+}
+
 const BANNER =
   /\[fruit [-\d]+T[:\d]+Z: rack1-a: \/dev\/ttyUSB0, 115200 baud; you may type; Enter ~\. leaves, ~\? helps\]\r\n/;
 const EVERY_BYTE = Uint8Array.from({ length: 256 }, (_, n) => n);
@@ -88,7 +102,7 @@ describe("the terminal is what it was", () => {
       what: "the connection is lost",
       end: async ({ session }: Met) => session.socket.destroy(),
       exit: 1,
-      says: "fruit: console rack1-a: the connection was closed",
+      says: "fruit: console rack1-a: the connection was lost",
     },
     {
       what: "the node talks rubbish",
@@ -102,18 +116,12 @@ describe("the terminal is what it was", () => {
       exit: 1,
       says: "interrupted",
     },
-    {
-      what: "SIGINT comes",
-      end: async ({ alice }: Met) => alice.kill("SIGINT"),
+    ...(["SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM"] as const).map((signal) => ({
+      what: `${signal} comes`,
+      end: async ({ alice }: Met) => alice.kill(signal),
       exit: 1,
       says: "interrupted",
-    },
-    {
-      what: "SIGHUP comes",
-      end: async ({ alice }: Met) => alice.kill("SIGHUP"),
-      exit: 1,
-      says: "interrupted",
-    },
+    })),
     {
       what: "a question is being asked and the connection is lost",
       end: async ({ alice, session }: Met) => {
@@ -122,7 +130,7 @@ describe("the terminal is what it was", () => {
         session.socket.destroy();
       },
       exit: 1,
-      says: "the connection was closed",
+      says: "the connection was lost",
     },
     {
       what: "the node says nothing after a while of talking",
@@ -156,7 +164,7 @@ describe("the terminal is what it was", () => {
     agent.kill("SIGKILL");
     expect(await alice.exited).toBe(1);
     expect(alice.flags).toBe(alice.before);
-    await alice.sees("fruit: console rack1-a: the connection was closed");
+    await alice.sees("fruit: console rack1-a: the connection was lost");
   });
 
   test("after the program fails in a way that nobody has thought of", async () => {
@@ -165,7 +173,8 @@ describe("the terminal is what it was", () => {
       [
         "-e",
         `import { openKeyboard } from ${JSON.stringify(keyboard)};
-         await openKeyboard().raw();
+         import { Output } from ${JSON.stringify(join(import.meta.dir, "../agent/output.ts"))};
+         await openKeyboard(new Output(() => undefined)).raw();
          process.stdout.write("raw");
          setTimeout(() => { throw new Error("unthought of"); }, 100);`,
       ],
@@ -176,6 +185,39 @@ describe("the terminal is what it was", () => {
     expect(await alice.exited).toBe(1);
     expect(alice.flags).toBe(alice.before);
     await alice.sees("unthought of");
+  });
+
+  test.each([
+    { what: "SIGTERM", end: async ({ alice }: Met) => alice.kill("SIGTERM"), exit: 1 },
+    { what: "~.", end: async ({ alice }: Met) => alice.type("\r~."), exit: 0 },
+  ])(
+    "after $what while nothing takes what is shown, and what is typed gets to the line until then",
+    async ({ end, exit }) => {
+      await using met = await meet();
+      const { alice, session } = met;
+      await alice.sees(BANNER);
+      alice.pty.pause();
+      await fill(session);
+      await alice.type("abc");
+      await until("typed", () => session.heard.toString() === "abc");
+      await end(met);
+      const startedAt = performance.now();
+      expect(await alice.exited).toBe(exit);
+      expect(performance.now() - startedAt).toBeLessThan(8000);
+      expect(alice.flags).toBe(alice.before);
+    },
+  );
+
+  test("a log that is followed ends at SIGTERM, too, while the terminal takes nothing", async () => {
+    using there = node();
+    await using alice = new Visitor(["console", "log", "rack1-a", "-f"], { socket: there.path });
+    const session = await there.session();
+    await session.say("first\n");
+    await alice.sees("first");
+    alice.pty.pause();
+    await fill(session);
+    alice.kill("SIGTERM");
+    expect(await alice.exited).toBe(0);
   });
 
   test("where nobody was let in, and was never anything else", async () => {
@@ -208,12 +250,45 @@ describe("keys", () => {
     expect(met.session.heard.toString()).toBe("a\rb\r");
   });
 
+  test("what is typed before ~B, in one chunk, is on the line before it, and what is typed after after it", async () => {
+    await using met = await meet();
+    await met.alice.sees(BANNER);
+    const breaks: number[] = [];
+    met.session.answers = (ask) => {
+      if (ask.do === "break") breaks.push(met.session.heard.length);
+      return {};
+    };
+    await met.alice.type(`${"x".repeat(3000)}\r~Bafter`);
+    await until("typed", () => met.session.heard.toString().endsWith("after"));
+    expect(breaks).toEqual([3001]);
+  });
+
+  test("what is typed after ~d goes nowhere, and that is said once", async () => {
+    await using met = await meet();
+    met.session.answers = (ask) => {
+      if (ask.do === "release") void met.session.look({ writer: null }, false);
+      return {};
+    };
+    await met.alice.sees(BANNER);
+    await met.alice.type("\r~dreboot");
+    await met.alice.sees(/not sent: nobody writes; ~f takes over\]/);
+    await until("released", () => met.session.asks.length > 0);
+    await met.session.say("still here");
+    await met.alice.sees("still here");
+    await met.alice.type("x");
+    await met.alice.type("\r~t");
+    await met.alice.sees("time stamps on");
+    expect(met.session.heard.toString()).toBe("\r");
+    expect(met.alice.text.match(/not sent/g)).toHaveLength(1);
+  });
+
   test("~w shows who is there, and nothing of theirs that a terminal would obey", async () => {
     await using met = await meet();
     met.session.answers = () => ({
       result: [
         {
           console: "rack1-a",
+          number: 7,
           who: "key:bob\x1b[2J@desk",
           door: "mqtt",
           writes: false,
@@ -227,7 +302,7 @@ describe("keys", () => {
     await met.alice.sees(BANNER);
     await met.alice.type("\r~w");
     await met.alice.sees(
-      /CONSOLE +WHO +DOOR +MAY +SINCE +IDLE +IN +OUT\r\nrack1-a +bob\?\[2J@desk +mqtt +read +0s +1m +3 +4096\r\n/,
+      /CONSOLE +NO +WHO +DOOR +MAY +SINCE +IDLE +IN +OUT\r\nrack1-a +7 +bob\?\[2J@desk +mqtt +read +0s +1m +3 +4096\r\n/,
     );
   });
 
@@ -317,12 +392,12 @@ describe("what is typed", () => {
     expect(met.alice.flags).toBe(met.alice.before);
   });
 
-  test("what was typed before ~. gets to the line", async () => {
+  test("what was typed before ~. gets to the line, also when it is more than is under way at once", async () => {
     await using met = await meet();
     await met.alice.sees(BANNER);
-    await met.alice.type("reboot\r~.");
+    await met.alice.type(`${"x".repeat(60_000)}\r~.`);
     expect(await met.alice.exited).toBe(0);
-    expect(met.session.heard.toString()).toBe("reboot\r");
+    expect(met.session.heard.toString()).toBe(`${"x".repeat(60_000)}\r`);
     expect(await met.session.channel.ended).toBe("left");
   });
 

@@ -1,16 +1,9 @@
 /** What can be asked of consoles: the rows of the command table, and what is written down of them. */
 import { afterEach, beforeEach, expect, jest, test } from "bun:test";
-import { readFileSync } from "node:fs";
-import { join } from "node:path";
 import * as v from "valibot";
 import type { Tier } from "../agent/commands.ts";
 import type { Channel, Message } from "../agent/console/channel.ts";
-import { Dispatcher } from "../agent/dispatch.ts";
-import { Audit } from "../agent/record/audit.ts";
-import { Journal } from "../agent/record/journal.ts";
 import { consoleBench, settle } from "./consoles.ts";
-import { LOCAL } from "./desk.ts";
-import { scratch } from "./node.ts";
 
 beforeEach(() => {
   jest.useFakeTimers();
@@ -74,12 +67,9 @@ const SESSION = v.object({ session: v.string() });
 test.each<{ verb: string; args: object; tier: Tier; role: string; outlets: string[] }>([
   { verb: "console.list", args: {}, tier: 0, role: "read", outlets: [] },
   { verb: "console.who", args: {}, tier: 0, role: "read", outlets: [] },
-  { verb: "console.log", args: {}, tier: 1, role: "console", outlets: ["1.0"] },
   { verb: "console.open", args: { mode: "read" }, tier: 1, role: "console", outlets: ["1.0"] },
   { verb: "console.open", args: {}, tier: 2, role: "console", outlets: ["1.0"] },
   { verb: "console.open", args: { force: true }, tier: 3, role: "console", outlets: ["1.0"] },
-  { verb: "console.send", args: { text: "x" }, tier: 2, role: "console", outlets: ["1.0"] },
-  { verb: "console.send", args: { text: "x", force: true }, tier: 3, role: "console", outlets: ["1.0"] },
   { verb: "console.break", args: {}, tier: 2, role: "console", outlets: ["1.0"] },
   { verb: "console.kick", args: { who: "bob" }, tier: 3, role: "console", outlets: ["1.0"] },
   { verb: "console.set", args: { baud: 9600 }, tier: 2, role: "console", outlets: ["1.0"] },
@@ -97,10 +87,6 @@ test.each([
   { verb: "console.open", args: { mode: "read", force: true } },
   { verb: "console.open", args: { replay_lines: 10_001 } },
   { verb: "console.open", args: { key: "short" } },
-  { verb: "console.log", args: { lines: 201 } },
-  { verb: "console.log", args: { lines: 0 } },
-  { verb: "console.send", args: {} },
-  { verb: "console.send", args: { text: "" } },
   { verb: "console.set", args: { baud: 1 } },
   { verb: "console.set", args: { parity: "mark" } },
   { verb: "console.kick", args: {} },
@@ -111,11 +97,11 @@ test.each([
 
 test("an unknown console is refused with those that there are", async () => {
   const bench = consoleBench({ consoles: TWO });
-  for (const verb of ["console.who", "console.log", "console.open", "console.break"])
+  for (const verb of ["console.who", "console.open", "console.break"])
     expect(await refusal(bench.ask(verb, { console: "rack9" }))).toBe(
       'unknown-console: no console "rack9"; there are rack1-a, rack1-b',
     );
-  expect(await refusal(consoleBench({ consoles: {} }).ask("console.log", { console: "x" }))).toBe(
+  expect(await refusal(consoleBench({ consoles: {} }).ask("console.open", { console: "x" }))).toBe(
     "unknown-console: this node has no consoles",
   );
 });
@@ -139,6 +125,7 @@ test("list and who say how things are", async () => {
     attached: [
       {
         console: "rack1-a",
+        number: 1,
         who: "local:alice",
         door: "socket",
         writes: true,
@@ -149,6 +136,7 @@ test("list and who say how things are", async () => {
       },
       {
         console: "rack1-a",
+        number: 2,
         who: "key:bob@desk",
         door: "mqtt",
         writes: false,
@@ -161,81 +149,23 @@ test("list and who say how things are", async () => {
   expect((await bench.ask("console.who", { console: "rack1-b" })).result).toEqual({ attached: [] });
 });
 
-test("log gives the last lines as text with the marks at their place, or raw as bytes in base64", async () => {
+test("break and set are the writer's while there is one, whom a key proves and a local name does not", async () => {
   const bench = consoleBench();
   await bench.start();
-  bench.line.say("one\r\n\x1b[31mtwo\x1b[0m\r\n");
-  bench.happen("1.0", { kind: "power", what: "off by alice" });
-  bench.line.say("three\xff\r\nlogin: ");
-  const log = async (args: object) =>
-    (await bench.ask("console.log", { console: "rack1-a", ...args })).result;
-  expect(await log({ lines: 3 })).toEqual({
-    console: "rack1-a",
-    text: "two\n[fruit 2026-11-23T07:00:00Z: power: off by alice]\nthreeÿ\nlogin: ",
-  });
-  expect(await log({ lines: 1, raw: true })).toEqual({
-    console: "rack1-a",
-    base64: Buffer.from("login: ").toString("base64"),
-  });
-  const every = Uint8Array.from({ length: 256 }, (_, byte) => byte);
-  bench.line.say(every);
-  const { base64 } = (await log({ lines: 2, raw: true })) as { base64: string };
-  expect([...Buffer.from(base64, "base64")].slice(-256)).toEqual([...every]);
-});
-
-test("a log's answer is bounded whatever the lines are, from the beginning of a line on", async () => {
-  const bench = consoleBench();
-  await bench.start();
-  for (let n = 0; n < 200; n++) bench.line.say(`${n} ${"ü".repeat(150)}\n`);
-  const log = async (args: object) =>
-    (await bench.ask("console.log", { console: "rack1-a", lines: 200, ...args })).result as {
-      text: string;
-      base64: string;
-    };
-  const { text } = await log({});
-  expect(Buffer.byteLength(text)).toBeLessThanOrEqual(12_288);
-  expect(text).toMatch(/^1\d\d ü{150}\n/);
-  expect(text).toEndWith(`199 ${"ü".repeat(150)}\n`);
-  expect((await log({ raw: true })).base64.length).toBeLessThanOrEqual(12_288);
-  bench.line.say("ü".repeat(20_000));
-  expect((await log({ lines: 1 })).text).toMatch(/^ü{6144}$/);
-});
-
-test("send writes without attaching, says so to who watches, and not what", async () => {
-  const bench = consoleBench();
-  await bench.start();
-  const bob = bench.attach("local:bob", { wants: "read" });
-  expect(
-    await bench.ask("console.send", { console: "rack1-a", text: "root\r" }, { reason: "script" }),
-  ).toEqual({
-    state: "done",
-    message: "5 bytes sent",
-  });
-  await bench.ask("console.send", { console: "rack1-a", text: "03 00\nff", hex: true });
-  await settle();
-  expect(bench.line.told).toEqual(["root\r", "\x03\0\xff"]);
-  expect(bob.marks().slice(-2)).toEqual(["alice sends 5 bytes (script)", "alice sends 3 bytes"]);
-  expect(await refusal(bench.ask("console.send", { console: "rack1-a", text: "0g", hex: true }))).toBe(
-    'bad-args: args.text: "0g" is not hexadecimal, two digits a byte',
-  );
-  expect(await refusal(bench.ask("console.send", { console: "rack1-a", text: "ü".repeat(2049) }))).toBe(
-    "bad-args: args.text: 4098 bytes, and 4096 at most",
-  );
-});
-
-test("send, break and set are the writer's while there is one; send with force is not refused", async () => {
-  const bench = consoleBench();
-  await bench.start();
-  bench.attach("local:bob");
+  const bob = bench.attach("local:bob");
   const busy =
     "busy: console rack1-a: bob writes since 07:00 UTC; ask bob, or take over with ~f or 'fruit console rack1-a --force --reason TEXT'";
-  expect(await refusal(bench.ask("console.send", { console: "rack1-a", text: "x" }))).toBe(busy);
-  expect(await refusal(bench.ask("console.break", { console: "rack1-a" }))).toBe(busy);
-  expect(await refusal(bench.ask("console.set", { console: "rack1-a", baud: 9600 }))).toBe(busy);
+  for (const who of ["local:alice", "local:bob"]) {
+    expect(await refusal(bench.ask("console.break", { console: "rack1-a" }, { who }))).toBe(busy);
+    expect(await refusal(bench.ask("console.set", { console: "rack1-a", baud: 9600 }, { who }))).toBe(busy);
+  }
   expect(bench.line.told).toEqual([]);
-  await bench.ask("console.send", { console: "rack1-a", text: "x", force: true });
-  await bench.ask("console.break", { console: "rack1-a" }, { who: "local:bob", reason: "SysRq" });
-  expect(await bench.ask("console.set", { console: "rack1-a", baud: 9600 }, { who: "local:bob" })).toEqual({
+  bob.attachment.detach();
+  bench.attach("key:bob@desk", { door: "mqtt" });
+  const from = { who: "key:bob@desk", door: "mqtt" } as const;
+  await bench.ask("console.break", { console: "rack1-a" }, { ...from, reason: "SysRq" });
+  const set = () => bench.ask("console.set", { console: "rack1-a", baud: 9600 }, from);
+  expect(await set()).toEqual({
     state: "done",
     result: {
       console: "rack1-a",
@@ -246,10 +176,16 @@ test("send, break and set are the writer's while there is one; send with force i
       flow: "none",
     },
   });
-  expect(
-    (await bench.ask("console.set", { console: "rack1-a", baud: 9600 }, { who: "local:bob" })).state,
-  ).toBe("unchanged");
-  expect(bench.line.told).toEqual(["x", "(break 300 ms)", '(change {"baud":9600})']);
+  expect((await set()).state).toBe("unchanged");
+  expect(bench.line.told).toEqual(["(break 300 ms)", '(change {"baud":9600})']);
+});
+
+test("when nobody writes, anybody who may sends a break", async () => {
+  const bench = consoleBench();
+  await bench.start();
+  bench.attach("local:bob", { wants: "read" });
+  await bench.ask("console.break", { console: "rack1-a" });
+  expect(bench.line.told).toEqual(["(break 300 ms)"]);
 });
 
 test("what is asked of a line that is gone fails and says why", async () => {
@@ -258,7 +194,6 @@ test("what is asked of a line that is gone fails and says why", async () => {
   bench.line.lose();
   await settle();
   for (const [verb, args] of [
-    ["console.send", { text: "x" }],
     ["console.break", {}],
     ["console.set", { baud: 9600 }],
   ] as const)
@@ -276,17 +211,35 @@ test("kick sends away by either form of the name, and says who is there where no
     bench.ask("console.kick", { console: "rack1-a", who }, { who: "local:carol", reason: "lunch" });
   expect(await kick("mallory")).toEqual({
     state: "unchanged",
-    message: "console rack1-a: mallory is not attached; there is local:alice, key:bob@desk",
+    message: "console rack1-a: mallory is not attached; there is 1 (local:alice), 2 (key:bob@desk)",
   });
-  expect(await kick("alice")).toEqual({ state: "done", result: { kicked: 1 } });
+  expect(await kick("alice")).toEqual({ state: "done" });
   expect(alice.ended).toEqual(["carol sent you away (lunch)"]);
   await settle();
   expect(bob.marks().slice(-2)).toEqual([
     "carol sends alice away (lunch)",
     "alice detached; still here: bob@desk",
   ]);
-  expect(await kick("key:bob@desk")).toEqual({ state: "done", result: { kicked: 1 } });
+  expect(await kick("key:bob@desk")).toEqual({ state: "done" });
   expect((await kick("bob@desk")).message).toEndWith("there is nobody");
+});
+
+test("of several by one name the one with the number is sent away, and without it nobody", async () => {
+  const bench = consoleBench();
+  await bench.start();
+  bench.attach("local:root").attachment.detach();
+  const [first, second] = [bench.attach("local:root"), bench.attach("local:root")];
+  const kick = (who: string) =>
+    bench.ask("console.kick", { console: "rack1-a", who }, { who: "local:root", reason: "lunch" });
+  expect(await refusal(kick("root"))).toBe(
+    "bad-args: console rack1-a: root is attached 2 times; name the number: 2 (local:root, socket), 3 (local:root, socket)",
+  );
+  expect((await kick("1")).state).toBe("unchanged");
+  expect([first.ended, second.ended]).toEqual([[], []]);
+  expect(await kick("3")).toEqual({ state: "done" });
+  expect([first.ended.length, second.ended.length]).toEqual([0, 1]);
+  expect(await kick("root")).toEqual({ state: "done" });
+  expect(first.ended).toHaveLength(1);
 });
 
 test("an opened session begins when its channel is there, once, and ends with it", async () => {
@@ -412,7 +365,7 @@ test("a session over MQTT is sealed, begins at once and goes by the command's id
     key: "node's",
     proof: "signed",
   });
-  expect(asked).toEqual([{ session: "cmd-1", id: "cmd-1", key, who: "key:alice@desk" }]);
+  expect(asked).toEqual([{ session: "cmd-1", id: "cmd-1", key, who: "key:alice@desk", outlet: "1.0" }]);
   expect(bench.service.consoles.get("rack1-a")?.attached).toMatchObject([
     { who: "key:alice@desk", door: "mqtt", writes: true },
   ]);
@@ -436,47 +389,27 @@ test("a refused opening asks for no channel", async () => {
   expect(await refusal(open)).toStartWith("locked: outlet 1.0: locked by bob");
 });
 
-test("neither what is sent nor what a line said is written down, in audit log, journal or for job.get", async () => {
-  jest.useRealTimers();
-  using folder = scratch();
+test("no row takes or gives what a line says or is told", () => {
+  const rows = consoleBench().service.commands.map(({ verb, args }) => ({
+    verb,
+    args: Object.keys((args as unknown as { entries?: object }).entries ?? {}).sort(),
+  }));
+  expect(rows).toEqual([
+    { verb: "console.list", args: [] },
+    { verb: "console.who", args: ["console"] },
+    { verb: "console.open", args: ["console", "force", "key", "mode", "quiet", "replay_lines"] },
+    { verb: "console.break", args: ["console"] },
+    { verb: "console.kick", args: ["console", "who"] },
+    { verb: "console.set", args: ["baud", "console", "data_bits", "flow", "parity", "stop_bits"] },
+  ]);
+});
+
+test("a session that was promised is one of sixty-four; the next must wait until some were forgotten", async () => {
   const bench = consoleBench();
   await bench.start();
-  bench.line.say("password=hunter2\n");
-  const log = () => undefined;
-  const journal = await Journal.open(join(folder.path, "journal"), {
-    nowSeconds: () => Date.now() / 1000,
-    log,
-  });
-  const audit = await Audit.open(join(folder.path, "audit"), { boot: "b1", clock: () => "synced" });
-  const dispatcher = new Dispatcher({
-    table: bench.service.commands,
-    journal,
-    audit,
-    clock: () => ({ synced: true }),
-    log,
-    signal: new AbortController().signal,
-  });
-  const run = (id: string, verb: string, args: object, caller = LOCAL) =>
-    dispatcher.execute({ id, verb, args, exp: Date.now() / 1000 + 60, digest: id, caller }, () => undefined);
-  const shown = await run("a", "console.log", { console: "rack1-a" });
-  expect(JSON.stringify(shown.result)).toContain("hunter2");
-  await run("b", "console.send", { console: "rack1-a", text: "hunter2\r" });
-  expect(bench.line.told).toEqual(["hunter2\r"]);
-  bench.attach("local:bob");
-  // Refused by the console, by the arguments, by the role
-  expect((await run("c", "console.send", { console: "rack1-a", text: "hunter2" })).code).toBe("busy");
-  expect((await run("d", "console.send", { console: "rack1-a", text: "hunter2", odd: 1 })).code).toBe(
-    "bad-args",
-  );
-  const reader = { ...LOCAL, roles: new Set(["read"] as const) };
-  expect((await run("e", "console.send", { console: "rack1-a", text: "hunter2" }, reader)).code).toBe(
-    "unauthorised",
-  );
-  expect(JSON.stringify(journal.last(10))).not.toContain("hunter2");
-  await journal.close();
-  await audit.close();
-  const written = readFileSync(join(folder.path, "audit/audit.jsonl"), "utf8");
-  expect(written).not.toContain("hunter2");
-  expect(written.match(/"verb":"console.send","args":\{"console":"rack1-a"/g)).toHaveLength(6);
-  expect(readFileSync(join(folder.path, "journal/journal.jsonl"), "utf8")).not.toContain("hunter2");
+  const open = () => bench.ask("console.open", { console: "rack1-a", mode: "read" });
+  for (let n = 0; n < 64; n++) await open();
+  expect(await refusal(open())).toBe("busy: 64 sessions are about to begin; try again");
+  await bench.pass(5100);
+  expect((await open()).state).toBe("done");
 });

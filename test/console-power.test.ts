@@ -93,7 +93,7 @@ test("a lock takes the console from who writes there, and its end gives it back 
   await power.pass(80_000);
   await settle();
   expect(alice.shown()).toBe("[the lock of carol on 0.0 has ended]");
-  alice.attachment.takeOver("");
+  alice.attachment.takeOver("my turn");
   expect(alice.attachment.mayWrite).toBe(true);
   await power.run("lock.set", { outlet: "0.0" }, { who: "local:alice" });
   expect(alice.attachment.mayWrite).toBe(true);

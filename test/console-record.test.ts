@@ -211,6 +211,17 @@ test("a recording goes on where the last run stopped, on a new line, within its 
   expect(one.file()).toBe("2026-11-22T23:00:00.000Z the agent was kil\n2026-11-23T07:00:00.000Z again\n");
 });
 
+test("a file that is bigger than one may be now is left as it is, and another begun", async () => {
+  mkdirSync(join(folder.path, "console"));
+  const old = "a line of old\n".repeat(1200);
+  writeFileSync(join(folder.path, "console/rack1-a.log"), old);
+  const one = recording({ file_bytes: 16_384 });
+  await one.say(`${"x".repeat(99)}\n`.repeat(20));
+  await one.record.close();
+  expect(one.file(1)).toBe(old);
+  expect(one.file().replace(/^\S+ /gm, "")).toBe(`${"x".repeat(99)}\n`.repeat(20));
+});
+
 test("a full disk is an alarm, tried again each minute, and nothing is lost or doubled that the ring still has", async () => {
   const one = recording();
   await one.say("before\n");

@@ -2,6 +2,9 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import type { ConsoleState } from "../agent/messages.ts";
+import { aedes } from "./broker.ts";
+import { NODE, SITE } from "./doors.ts";
+import { CONSOLE, farNode, newHome, TECH } from "./faraway.ts";
 import { type Agent, FRUIT, fruit, scratch, startAgent, until } from "./node.ts";
 import { ScriptedNode, type Session, Visitor } from "./visitor.ts";
 
@@ -99,41 +102,95 @@ describe("a file as the keyboard", () => {
   });
 });
 
-test("whoever does not read any more ends it", async () => {
-  using there = node();
-  there.begins = async (session) => {
-    await session.look();
-    for (let line = 0; line < 100_000; line++) await session.say(`${line}\n`);
-  };
-  const child = Bun.spawn(
-    ["sh", "-c", `"$@" | head -n 2`, "sh", ...FRUIT.command, "console", "log", "rack1-a", "-f"],
-    {
+describe("whoever does not read any more ends", () => {
+  /** Runs a command line whose output only two lines of are read; resolves when it has ended itself. */
+  async function head(there: ScriptedNode, words: string[]): Promise<string> {
+    const child = Bun.spawn(["sh", "-c", `"$@" | head -n 2`, "sh", ...FRUIT.command, ...words], {
       stdout: "pipe",
       stderr: "ignore",
       env: { PATH: process.env.PATH ?? "", FRUIT_SOCKET: there.path, ...FRUIT.env },
-    },
-  );
-  expect(await new Response(child.stdout).text()).toBe("0\n1\n");
-  const session = await there.session();
-  expect(await Promise.race([session.channel.ended, Bun.sleep(5000)])).toBeDefined();
+    });
+    const out = await new Response(child.stdout).text();
+    // The shell waits for both
+    await child.exited;
+    return out;
+  }
+
+  test("a log that is followed", async () => {
+    using there = node();
+    there.begins = async (session) => {
+      await session.look();
+      for (let line = 0; line < 100_000; line++) await session.say(`${line}\n`);
+    };
+    expect(await head(there, ["console", "log", "rack1-a", "-f"])).toBe("0\n1\n");
+    expect(await there.sessions[0]?.channel.ended).toBeDefined();
+  });
+
+  test("what is printed line by line", async () => {
+    using there = node();
+    const outlet = (n: number) => ({
+      outlet: `0.${n}`,
+      supply: "on",
+      host: "running",
+      busy: null,
+      lock: null,
+    });
+    there.answers = () => ({
+      state: "done",
+      result: { outlets: [0, 1, there.asked.length + 1].map(outlet), boards: [] },
+    });
+    const out = await head(there, ["power", "watch", "--jsonl"]);
+    expect(out.split("\n")).toHaveLength(3);
+  });
 });
 
 describe("send", () => {
-  test("is one command with the bytes, Enter at the end", async () => {
+  test("brings the bytes to the line, Enter at the end, and waits until it has taken them", async () => {
     using there = node();
-    there.answers = () => ({ state: "done", message: "7 bytes sent" });
+    const heard: string[] = [];
+    there.begins = async (session) => {
+      session.answers = () => {
+        heard.push(session.heard.toString());
+        return { result: [] };
+      };
+      await session.look();
+      await session.say("not shown");
+    };
     for (const words of [["reboot"], ["\\x00ü", "--no-newline"], ["x", "--force", "--reason", "night shift"]])
       expect(await start(there, ["send", "rack1-a", ...words]).ended).toMatchObject({
         exit: 0,
         out: "",
         err: "",
       });
-    const command = (text: string, more = {}) => ({ console: "rack1-a", text, hex: true, ...more });
-    expect(there.asked).toEqual([
-      { verb: "console.send", args: command("7265626f6f740d"), as: "alice" },
-      { verb: "console.send", args: command("00c3bc"), as: "alice" },
-      { verb: "console.send", args: command("780d", { force: true }), as: "alice", reason: "night shift" },
-    ]);
+    const opening = (more: object = {}, force = {}) => ({
+      verb: "console.open",
+      args: { console: "rack1-a", mode: "write", replay_lines: 0, ...force, quiet: true },
+      as: "alice",
+      ...more,
+    });
+    // No text among them: over MQTT commands go in the clear
+    expect(there.asked).toEqual([opening(), opening(), opening({ reason: "night shift" }, { force: true })]);
+    expect(heard).toEqual(["reboot\r", "\0ü", "x\r"]);
+    expect(await there.sessions[0]?.channel.ended).toBe("left");
+  });
+
+  test.each([
+    { change: {}, exit: 3, text: "not sent: bob writes since 07:00 UTC" },
+    { change: { state: "gone" as const }, exit: 1, text: "not sent: the line is gone" },
+  ])("exits with $exit where the node has not taken all: $text", async ({ change, exit, text }) => {
+    using there = node();
+    there.begins = async (session) => {
+      await session.look();
+      session.answers = () => {
+        void session.look(change);
+        void session.channel.send({ kind: "mark", mark: { at: Date.now(), kind: "notice", text } });
+        return { result: [] };
+      };
+    };
+    expect(await start(there, ["send", "rack1-a", "x"]).ended).toMatchObject({
+      exit,
+      err: `fruit: console rack1-a: not all was sent: ${text.replace("not sent: ", "")}\n`,
+    });
   });
 
   test("says why not", async () => {
@@ -141,12 +198,29 @@ describe("send", () => {
     there.answers = () => ({
       state: "refused",
       code: "busy",
-      message: "console rack1-a: bob writes since 07:00 UTC",
+      message: "console rack1-a: 16 are attached",
     });
     expect(await start(there, ["send", "rack1-a", "x"]).ended).toMatchObject({
       exit: 3,
-      err: "fruit: console rack1-a: bob writes since 07:00 UTC\n",
+      err: "fruit: console rack1-a: 16 are attached\n",
     });
+  });
+
+  test.each([
+    { what: "lets nobody in", state: "accepted" as const },
+    { what: "does not say how things are", state: "done" as const },
+  ])("--timeout counts from the start, also where the node $what", async ({ state }) => {
+    using there = node();
+    there.answers = () => ({ state, result: {} });
+    there.staysSilent = state === "accepted";
+    there.begins = async () => undefined;
+    const words = ["send", "rack1-a", "x", "--expect", "y", "--timeout", "1s"];
+    const startedAt = performance.now();
+    expect(await start(there, words).ended).toMatchObject({
+      exit: 5,
+      err: 'fruit: console rack1-a: "y" did not come within 1 s\n',
+    });
+    expect(performance.now() - startedAt).toBeLessThan(12_000);
   });
 
   test("sees all of the answer, also what comes before the line has taken the text, and prints it as it comes", async () => {
@@ -239,11 +313,12 @@ describe("send", () => {
   ])("sends nothing where it may not: $says", async ({ look, mayWrite, exit, says }) => {
     using there = node();
     there.begins = (session) => session.look(look, mayWrite);
-    expect(await start(there, ["send", "rack1-a", "x", "--expect", "y"]).ended).toMatchObject({
-      exit,
-      err: `fruit: ${says}\n`,
-    });
-    expect(there.sessions[0]?.heard).toHaveLength(0);
+    for (const words of [[], ["--expect", "y"]])
+      expect(await start(there, ["send", "rack1-a", "x", ...words]).ended).toMatchObject({
+        exit,
+        err: `fruit: ${says}\n`,
+      });
+    for (const { heard } of there.sessions) expect(heard).toHaveLength(0);
   });
 
   test.each([
@@ -305,7 +380,7 @@ describe("log", () => {
     });
     expect(there.asked[0]).toMatchObject({
       verb: "console.open",
-      args: { console: "rack1-a", mode: "read", replay_lines: 50 },
+      args: { console: "rack1-a", mode: "read", replay_lines: 50, quiet: true },
     });
   });
 
@@ -317,6 +392,8 @@ describe("log", () => {
     await Bun.sleep(500);
     running.kill("SIGINT");
     expect(await running.ended).toMatchObject({ exit: 0, out: `one\n${MARK}ü\nlive\nmore\n`, err: "" });
+    // A stay, not an errand
+    expect(there.asked[0]?.args).not.toHaveProperty("quiet");
   });
 
   test("-f ends with the console, and says why", async () => {
@@ -359,6 +436,62 @@ test.each([
   });
 });
 
+test("an agent that leaves before it has let anybody in leaves nothing open: exit 6", async () => {
+  using there = node();
+  there.answers = () => ({ state: "accepted" });
+  expect(await start(there, ["rack1-a"]).ended).toMatchObject({
+    exit: 6,
+    err: "fruit: agent: the agent closed the connection before it had answered\n",
+  });
+});
+
+test("fruit console --help shows all there is about consoles", async () => {
+  const { exit, out } = await fruit(["console", "--help"]);
+  expect(exit).toBe(0);
+  expect(out).toStartWith("usage: fruit console [attach] NAME");
+  for (const verb of ["list", "who", "log", "send", "break", "kick", "set", "key"])
+    expect(out).toContain(`usage: fruit console ${verb} `);
+  expect((await fruit(["console", "send", "--help"])).out.match(/usage:/g)).toHaveLength(1);
+});
+
+test("through a broker a person has the same console, and a script the same log", async () => {
+  const seen: string[] = [];
+  await using broker = await aedes({
+    authorizePublish: (_client, { topic, payload }, done) => {
+      seen.push(`${topic} ${payload}`);
+      done(null);
+    },
+  });
+  await using far = await farNode(folder.path, broker.port, { version: 3 });
+  const door = ["--broker", `mqtt://127.0.0.1:${broker.port}`, "--site", SITE, "--node", NODE];
+  const words = [CONSOLE, ...door, "--key", far.keyFile(TECH)];
+  const env = { HOME: newHome(folder.path) };
+  await using alice = new Visitor(["console", ...words], { socket: "", env });
+  await alice.sees("you may type; Enter ~. leaves");
+  await alice.type("uname\r");
+  await until("typed", () => far.line.text === "uname\r");
+  far.line.say("Linux 6\r\n");
+  await alice.sees("Linux 6\r\n");
+  await alice.type("\r~w");
+  await alice.sees(new RegExp(`${CONSOLE} +\\d+ +${TECH} +mqtt +write `));
+  const { exit, out } = await fruit(["console", "log", ...words], { env });
+  expect({ exit, out }).toEqual({ exit: 0, out: expect.stringContaining("Linux 6\n") });
+  await alice.type("\r~.");
+  expect(await alice.exited).toBe(0);
+  expect(alice.flags).toBe(alice.before);
+  expect(await fruit(["console", "send", ...words, "passphrase"], { env })).toEqual({
+    exit: 0,
+    out: "",
+    err: "",
+  });
+  expect(far.line.text).toEndWith("passphrase\r");
+  // What is typed and said is for the two ends alone
+  expect(seen.join("\n")).toContain("/cmd/console.open");
+  for (const secret of ["passphrase", "uname", "Linux 6"])
+    for (const form of ["utf8", "hex", "base64"] as const)
+      expect(seen.join("\n")).not.toContain(Buffer.from(secret).toString(form));
+});
+
 describe("at a real agent with simulated Pis", () => {
   let place: ReturnType<typeof scratch>;
   let agent: Agent;
@@ -395,7 +528,7 @@ describe("at a real agent with simulated Pis", () => {
     await using alice = new Visitor(["console", "rack1-a", "--no-replay"], { socket: agent.socket });
     await alice.sees("you may type");
     expect((await agent.cli("console", "who")).out).toMatch(
-      /^rack1-a +alice +socket +write +\d+s +- +0 +\d+$/m,
+      /^rack1-a +\d+ +alice +socket +write +\d+s +- +0 +\d+$/m,
     );
     expect(await json("who", "rack1-a")).toMatchObject({
       schema: "fruit.console.who/1",
@@ -406,9 +539,10 @@ describe("at a real agent with simulated Pis", () => {
       exit: 0,
       out: expect.stringContaining("carol is not attached"),
     });
-    expect(await agent.cli("console", "kick", "rack1-a", "alice", "--reason", "night shift")).toMatchObject({
+    const [, number = ""] = /^rack1-a +(\d+) +alice/m.exec((await agent.cli("console", "who")).out) ?? [];
+    expect(await agent.cli("console", "kick", "rack1-a", number, "--reason", "night shift")).toMatchObject({
       exit: 0,
-      out: "console rack1-a: alice was sent away\n",
+      out: `console rack1-a: ${number} was sent away (done)\n`,
     });
     expect(await alice.exited).toBe(1);
     await alice.sees(/fruit: console rack1-a: .* sent you away \(night shift\)\r\n$/);
@@ -429,6 +563,24 @@ describe("at a real agent with simulated Pis", () => {
       state: "done",
       baud: 115_200,
     });
+  });
+
+  test("send brings its text to the line, and nothing while somebody else writes", async () => {
+    await agent.cli("power", "on", "0.0");
+    expect(await agent.cli("console", "send", "rack1-a", "echo by send")).toEqual({
+      exit: 0,
+      out: "",
+      err: "",
+    });
+    const log = async () => (await agent.cli("console", "log", "rack1-a")).out;
+    await until("echoed", async () => (await log()).includes("echo by send"));
+    await using alice = new Visitor(["console", "rack1-a", "--no-replay"], { socket: agent.socket });
+    await alice.sees("you may type");
+    expect(await agent.cli("console", "send", "rack1-a", "echo too late")).toMatchObject({
+      exit: 3,
+      err: "fruit: console rack1-a: alice writes; --force --reason TEXT takes over\n",
+    });
+    expect(await log()).not.toContain("too late");
   });
 
   test("a console that is called like a verb is reached with attach, and break gets to it", async () => {
@@ -469,22 +621,17 @@ describe("at a real agent with simulated Pis", () => {
     await alice.type("s");
     await alice.sees(/OUTLET +NAME +SUPPLY[^\n]+\r\n0\.0 +/);
     // As a script types it, all at once
-    await alice.type("\r~pcykernel test\r");
-    await alice.sees("power cycle outlet 0.0? y for yes: y\r\nreason, or just Enter: kernel test\r\n");
-    await alice.sees("Booting Linux");
-    await alice.sees(/: power: (off|on|cycle)[^\n]*kernel test/);
+    await alice.type("\r~poykernel test\r");
+    await alice.sees("power on outlet 0.0? y for yes: y\r\nreason, or just Enter: kernel test\r\n");
+    await alice.sees("0.0: already on (unchanged)\r\n");
     // Called off
-    const shown = alice.text.length;
     await alice.type("\r~pxn");
-    await alice.sees("power off outlet 0.0? y for yes: n");
-    await alice.type("\r~t");
-    await alice.sees("time stamps on");
-    expect(alice.text.slice(shown)).not.toContain("switched off");
+    await alice.sees("power off outlet 0.0? y for yes: n\r\n");
     await agent.cli("lock", "0.0", "--reason", "mine");
-    await alice.type("\r~px");
-    await alice.sees(/(power off outlet 0\.0\? y for yes: .*){2}/s);
-    await alice.type("y\r");
+    await alice.sees(/alice only reads now: outlet 0\.0 is locked by /);
+    await alice.type("\r~pxy\r");
     await alice.sees(/fruit: outlet 0\.0: .*locked by /);
     await agent.cli("unlock", "0.0");
+    expect((await agent.cli("power", "status", "0.0")).out).toMatch(/^0\.0 +- +on /m);
   });
 });

@@ -68,7 +68,7 @@ async function person(
 }
 
 /** A door with a scripted line behind it, in this process. */
-async function door(folder: string) {
+async function door(folder: string, askLimitMs?: number) {
   const bench = consoleBench();
   const log = () => undefined;
   const journal = await Journal.open(join(folder, "journal"), { nowSeconds: () => Date.now() / 1000, log });
@@ -83,7 +83,7 @@ async function door(folder: string) {
     signal: stop.signal,
   });
   const path = join(folder, "fruit.sock");
-  const part = await openSocket(path, dispatcher, log, bench.service.claim);
+  const part = await openSocket(path, dispatcher, log, bench.service.claim, askLimitMs);
   const running = Promise.all([part(stop.signal), bench.service.part(stop.signal)]);
   await until("the line is open", () => bench.line.isOpen);
   return {
@@ -168,11 +168,14 @@ test.concurrent("what a client says while its question is being answered is the 
 
 test.concurrent("a session outlives the time a question has, and ends when its client is gone", async () => {
   using folder = scratch();
-  await using one = await door(folder.path);
+  const askLimitMs = 1000;
+  await using one = await door(folder.path, askLimitMs);
+  const silent = await connected(one.path);
   const socket = await connected(one.path);
   socket.write('{"verb":"console.open","args":{"console":"rack1-a"},"as":"bob"}\n');
   await until("he is attached", () => one.attached().length === 1);
-  await Bun.sleep(5500);
+  await until("the limit is over for one who asks nothing", () => silent.closed);
+  await Bun.sleep(askLimitMs / 2);
   expect(one.attached()).toMatchObject([{ who: "local:bob" }]);
   socket.destroy();
   await until("he is gone", () => one.attached().length === 0);
@@ -211,6 +214,81 @@ test.concurrent("sessions take no room from questions, and have a bound of their
   for (const connection of [...sessions, ...held]) connection.destroy();
   await until("all are gone", () => one.attached().length === 0);
 });
+
+test.concurrent("sixty-four sessions are open at most; the next is told so, and let in when one has left", async () => {
+  using folder = scratch();
+  const dispatcher = {
+    idle: async () => undefined,
+    execute: async ({ id, verb }: Request, answer: (result: CommandResult) => void) => {
+      const result: CommandResult = { id, verb, state: "done", result: { session: id } };
+      answer(result);
+      return result;
+    },
+  } as unknown as Dispatcher;
+  const path = join(folder.path, "fruit.sock");
+  const claimed: Channel[] = [];
+  const log = () => undefined;
+  const part = await openSocket(path, dispatcher, log, (_session, channel) => claimed.push(channel) > 0);
+  const stop = new AbortController();
+  const running = part(stop.signal);
+  const open = async () => {
+    const socket = await connected(path);
+    let said = "";
+    socket.on("data", (chunk) => {
+      said += chunk;
+    });
+    socket.write('{"verb":"console.open"}\n');
+    await until("it is answered", () => said.includes('"state"'));
+    return { socket, said };
+  };
+  const first = await open();
+  for (let n = 1; n < 64; n++) await open();
+  await until("all are sessions", () => claimed.length === 64);
+  expect((await open()).said).toContain('"code":"busy","message":"64 sessions are open; try again later"');
+  first.socket.destroy();
+  await until("there is room", async () => (await open()).said.includes('"state":"done"'));
+  for (const channel of claimed) channel.close();
+  stop.abort();
+  await running;
+});
+
+test.concurrent("who says what nobody knows and never reads that it was heard is cut off", async () => {
+  using folder = scratch();
+  await using one = await door(folder.path);
+  const socket = await connected(one.path);
+  socket.write('{"verb":"console.open","args":{"console":"rack1-a","mode":"read"}}\n');
+  await until("it is attached", () => one.attached().length === 1);
+  socket.pause();
+  socket.on("error", () => undefined);
+  // Messages of a type that no release has, the shortest that there are
+  const unknown = Buffer.concat(Array.from({ length: 4000 }, () => Buffer.from([0, 0, 0, 1, 200])));
+  for (let n = 0; n < 400 && one.attached().length > 0; n++) {
+    socket.write(unknown);
+    await Bun.sleep(1);
+  }
+  await until("it is cut off", () => one.attached().length === 0);
+  expect(one.bench.audited.at(-1)).toMatchObject({
+    verb: "console.session",
+    args: { why: expect.stringMatching(/\d+ bytes are not read/) },
+  });
+  socket.destroy();
+});
+
+test.concurrent.each([0, 501, 65_470])(
+  "a reason of %i characters to take over ends the session of who gives it, and no other's",
+  async (length) => {
+    using folder = scratch();
+    await using one = await door(folder.path);
+    const alice = await person(one.path, "alice");
+    const bob = await person(one.path, "bob", { mode: "read" });
+    await bob.sees("attached");
+    await bob.channel.send({ kind: "ask", n: 1, ask: { do: "takeover", reason: "x".repeat(length) } });
+    await until("he is gone", () => bob.ended()?.includes("what came is no console"));
+    await alice.type("x");
+    await until("she still types", () => one.bench.line.told.join("") === "x");
+    expect((await person(one.path, "carol")).ended()).toBeUndefined();
+  },
+);
 
 test.concurrent("a reader who stops for long takes nothing from the ring, the line or the others", async () => {
   using folder = scratch();
@@ -260,7 +338,7 @@ test.concurrent("when the agent stops, sessions are told, also one that does not
   const closed = new Promise((resolve) => deaf.once("close", resolve));
   deaf.resume();
   await closed;
-  expect(performance.now() - startedAt).toBeLessThan(2000);
+  expect(performance.now() - startedAt).toBeLessThan(10_000);
   bob.release();
   await until("he is told", () => bob.ended() !== undefined);
 });
@@ -268,20 +346,22 @@ test.concurrent("when the agent stops, sessions are told, also one that does not
 describe.each<Executable>([SOURCES, ...(FRUIT === SOURCES ? [] : [FRUIT])])("$name", (executable) => {
   const folder = scratch();
   let agent: Agent;
-
-  beforeAll(async () => {
-    agent = await startAgent(
-      folder.path,
+  const start = (path: string) =>
+    startAgent(
+      path,
       {
         power: { buses: [{ driver: "sim", boards: [0] }], poll_seconds: 1, off_time_seconds: 2 },
         sim: { boards: 1, wire_time: false },
         consoles: {
-          "rack1-a": { device: "sim:0.0", outlet: "0.0", record: { dir: join(folder.path, "rec") } },
+          "rack1-a": { device: "sim:0.0", outlet: "0.0", record: { dir: join(path, "rec") } },
           free: { device: "/dev/ttyUSB7" },
         },
       },
       { executable },
     );
+
+  beforeAll(async () => {
+    agent = await start(folder.path);
   });
   afterAll(async () => {
     await agent[Symbol.asyncDispose]();
@@ -322,18 +402,22 @@ describe.each<Executable>([SOURCES, ...(FRUIT === SOURCES ? [] : [FRUIT])])("$na
     alice.channel.close("left");
   });
 
-  test("SIGTERM ends sessions with a word, writes the recording to its end, and takes no longer than two seconds", async () => {
-    const alice = await person(agent.socket, "alice");
-    await alice.sees("alice attached");
-    const deaf = await connected(agent.socket);
+  test("SIGTERM ends sessions with a word, writes the recording to its end, and does not wait for one who does not listen", async () => {
+    using own = scratch();
+    await using stopping = await start(own.path);
+    const alice = await person(stopping.socket, "alice");
+    await alice.sees("pi0-0 login: ");
+    await alice.type("root\rsecret\r");
+    await alice.sees("pi0-0:~# ");
+    const deaf = await connected(stopping.socket);
     deaf.write('{"verb":"console.open","args":{"console":"rack1-a","mode":"read"}}\n');
     await alice.sees("root attached");
     const startedAt = performance.now();
-    agent.kill("SIGTERM");
-    expect(await agent.exited).toBe(0);
-    expect(performance.now() - startedAt).toBeLessThan(2500);
+    stopping.kill("SIGTERM");
+    expect(await stopping.exited).toBe(0);
+    expect(performance.now() - startedAt).toBeLessThan(10_000);
     await until("she is told", () => alice.ended() === "the agent stops");
-    const recorded = readFileSync(join(folder.path, "rec/rack1-a.log"), "utf8");
+    const recorded = readFileSync(join(own.path, "rec/rack1-a.log"), "utf8");
     expect(recorded).toContain("alice attached");
     expect(recorded).toEndWith("detached]\n");
     expect(recorded).not.toContain("secret");

@@ -1,5 +1,6 @@
 /** One line, many who watch: what each is shown, who may write, and what is said of it. */
 import { afterEach, beforeEach, expect, jest, test } from "bun:test";
+import { encode } from "../agent/console/channel.ts";
 import { HalError } from "../hal/ports.ts";
 import { consoleBench, settle } from "./consoles.ts";
 import { failure } from "./fakes.ts";
@@ -126,7 +127,8 @@ test("who lets others write, or leaves, frees the console; nobody becomes writer
   expect(await refusal(bob.attachment.write(Buffer.from("b")))).toBe(
     "busy: console rack1-a: you only read; nobody writes, so take over with ~f",
   );
-  bob.attachment.takeOver("");
+  expect(await refusal(() => bob.attachment.takeOver(" "))).toBe("bad-args: taking over needs a reason");
+  bob.attachment.takeOver("she left");
   await bob.attachment.write(Buffer.from("b"));
   bob.attachment.detach();
   expect(bench.service.consoles.get("rack1-a")?.state).toMatchObject({ writer: null, readers: 1 });
@@ -140,11 +142,21 @@ test("a program that cannot ask writes when nobody else does", async () => {
   await bench.start();
   const alice = bench.attach("local:alice");
   const raw = bench.attach("raw:127.0.0.1:5", { door: "raw" });
+  expect(bench.audited).toEqual([
+    {
+      src: "raw",
+      who: "raw:127.0.0.1:5",
+      verb: "console.attach",
+      args: { console: "rack1-a" },
+      decision: "allowed",
+    },
+  ]);
   expect(await refusal(raw.attachment.write(Buffer.from("x")))).toStartWith("busy: ");
   alice.attachment.detach();
+  const idle = bench.attach("raw:127.0.0.1:6", { door: "raw" });
   await raw.attachment.write(Buffer.from("y"));
   expect(bench.line.told).toEqual(["y"]);
-  expect(raw.attachment.mayWrite).toBe(true);
+  expect([raw, idle].map(({ attachment }) => attachment.mayWrite)).toEqual([true, false]);
 });
 
 test("a writer who types nothing for the limit becomes a reader, to the second, and typing begins it anew", async () => {
@@ -235,15 +247,13 @@ test("ten megabytes without a newline are shown whole to who reads, and take no 
   }
   expect(shown).toBe(160 * 65_536);
   expect(bench.service.consoles.get("rack1-a")).toMatchObject({ numbers: { skipped_bytes_total: 0 } });
-  const { result } = await bench.ask("console.log", { console: "rack1-a", lines: 200 });
-  expect((result as { text: string }).text).toBe("x".repeat(12_288));
 });
 
 test("a reader whose door fails is gone, and nobody else is troubled", async () => {
   const bench = consoleBench();
   await bench.start();
   const alice = bench.attach("local:alice");
-  bench.attach("local:bob", {
+  const bob = bench.attach("local:bob", {
     take: async (item) => {
       if (item.kind === "bytes") throw new Error("no room in the channel");
     },
@@ -253,6 +263,7 @@ test("a reader whose door fails is gone, and nobody else is troubled", async () 
   bench.line.say("y");
   await settle();
   expect(alice.shown()).toContain("x[bob detached; still here: alice]y");
+  expect(bob.ended).toEqual(["no room in the channel"]);
   expect(bench.events.at(-1)).toMatchObject({ type: "console.detached", why: "no room in the channel" });
 });
 
@@ -382,15 +393,8 @@ test("somebody else's lock makes the console read-only, in power's own words, an
   expect(await refusal(() => bench.attach("local:carol", { force: "urgent" }))).toBe(
     `locked: outlet 1.0: ${words}`,
   );
-  for (const verb of ["console.send", "console.break", "console.set"])
-    expect(
-      await refusal(
-        bench.ask(verb, {
-          console: "rack1-a",
-          ...(verb === "console.send" ? { text: "x", force: true } : {}),
-        }),
-      ),
-    ).toBe(`locked: outlet 1.0: ${words}`);
+  for (const verb of ["console.break", "console.set"])
+    expect(await refusal(bench.ask(verb, { console: "rack1-a" }))).toBe(`locked: outlet 1.0: ${words}`);
   const bob = bench.attach("local:bob");
   await bob.attachment.write(Buffer.from("y"));
   expect(bench.line.told).toEqual(["y"]);
@@ -416,11 +420,11 @@ test("a writer whose outlet another locks becomes a reader; so does one whose lo
   ]);
   expect(alice.views().at(-1)).toEqual({ mayWrite: false, writer: null });
   bench.locks.set("1.0", { ...lock, owner: "local:alice" });
-  alice.attachment.takeOver("");
+  alice.attachment.takeOver("mine");
   bench.locks.delete("1.0");
   bench.happen("1.0", { kind: "lock", what: "bob took the lock of alice on 1.0", lost: "local:alice" });
   expect(alice.attachment.mayWrite).toBe(false);
-  alice.attachment.takeOver("");
+  alice.attachment.takeOver("mine");
   // One that ended by itself leaves her where anybody may write
   bench.happen("1.0", { kind: "lock", what: "the lock of alice on 1.0 has ended" });
   expect(alice.attachment.mayWrite).toBe(true);
@@ -453,6 +457,85 @@ test("a mark is one line of printable text, whatever somebody gives as a reason"
   expect(alice.shown()).toContain("[bob took over from alice (x]???[2Jroot)]");
 });
 
+test("a mark is bounded, and fits a message, however long a reason is", async () => {
+  const bench = consoleBench();
+  await bench.start();
+  const alice = bench.attach("local:alice");
+  const bob = bench.attach("local:bob");
+  bob.attachment.takeOver("x".repeat(70_000));
+  await settle();
+  expect(alice.marks().at(-1)).toMatch(/^bob took over from alice \(x{900,1000}…$/);
+  for (const item of alice.items) if (item.kind === "mark") encode(item);
+  expect(bench.service.consoles.get("rack1-a")?.attached).toHaveLength(2);
+});
+
+test("who takes the right from whom and why is on record and seen by all, also where nobody had it", async () => {
+  const bench = consoleBench();
+  await bench.start();
+  const alice = bench.attach("local:alice");
+  const bob = bench.attach("key:bob@desk", { door: "mqtt" });
+  bob.attachment.takeOver("kernel test");
+  bob.attachment.takeOver("has it already");
+  bob.attachment.release();
+  alice.attachment.takeOver("he left");
+  await settle();
+  expect(bob.marks().slice(-3)).toEqual([
+    "bob@desk took over from alice (kernel test)",
+    "bob@desk only reads now: lets others write",
+    "alice writes now (he left)",
+  ]);
+  expect(bench.audited.map(({ who, verb, args }) => ({ who, verb, args }))).toEqual([
+    {
+      who: "key:bob@desk",
+      verb: "console.takeover",
+      args: { console: "rack1-a", from: "local:alice", reason: "kernel test" },
+    },
+    {
+      who: "local:alice",
+      verb: "console.takeover",
+      args: { console: "rack1-a", from: null, reason: "he left" },
+    },
+  ]);
+});
+
+test("a break that the line did not take is no mark", async () => {
+  const bench = consoleBench();
+  await bench.start();
+  const alice = bench.attach("local:alice");
+  bench.line.lose();
+  await settle();
+  expect(await refusal(alice.attachment.sendBreak())).toStartWith("io: ");
+  expect(alice.marks().filter((text) => text.startsWith("break"))).toEqual([]);
+});
+
+test("an errand leaves no marks of coming and going, only of what it typed, and is on record", async () => {
+  const bench = consoleBench();
+  await bench.start();
+  const alice = bench.attach("local:alice", { wants: "read" });
+  await settle();
+  const [told, views] = [alice.marks().length, alice.views().length];
+  bench.attach("local:bob", { quiet: true, wants: "read" }).attachment.detach();
+  await settle();
+  expect([alice.marks().length, alice.views().length]).toEqual([told, views]);
+  const carol = bench.attach("local:carol", { quiet: true, reason: "script" });
+  expect(bench.service.consoles.get("rack1-a")?.attached).toHaveLength(2);
+  await carol.attachment.write(Buffer.from("ls\r"));
+  carol.attachment.detach();
+  await settle();
+  expect(alice.marks().slice(told)).toEqual(["carol sent 3 bytes (script)"]);
+  expect(
+    alice
+      .views()
+      .slice(views)
+      .map(({ writer }) => writer),
+  ).toEqual(["local:carol", null]);
+  expect(bench.events.map(({ who }) => who)).toEqual(["local:alice"]);
+  expect(bench.audited.map(({ verb, who }) => `${verb} ${who}`)).toEqual([
+    "console.session local:bob",
+    "console.session local:carol",
+  ]);
+});
+
 test("breaks and settings are the writer's, marked, on record, and hold when the line comes back", async () => {
   const bench = consoleBench();
   await bench.start();
@@ -461,21 +544,28 @@ test("breaks and settings are the writer's, marked, on record, and hold when the
   await alice.attachment.change({ baud: 9600, parity: "even" });
   await alice.attachment.change({ baud: 9600 });
   await alice.attachment.setLines({ dtr: false });
+  await alice.attachment.setLines({ dtr: false, rts: true });
   await settle();
   expect(bench.line.told).toEqual([
     "(break 300 ms)",
     '(change {"baud":9600,"parity":"even"})',
     '(lines {"dtr":false})',
   ]);
-  expect(alice.marks().slice(-2)).toEqual(["break by alice", "115200 8N1 became 9600 8E1 by alice"]);
+  expect(alice.marks().slice(-3)).toEqual([
+    "break by alice",
+    "115200 8N1 became 9600 8E1 by alice",
+    "DTR on, RTS on became DTR off, RTS on by alice",
+  ]);
   expect(bench.audited.map(({ verb, who, args }) => ({ verb, who, args }))).toEqual([
     { verb: "console.break", who: "local:alice", args: { console: "rack1-a" } },
     { verb: "console.set", who: "local:alice", args: { console: "rack1-a", baud: 9600, parity: "even" } },
+    { verb: "console.lines", who: "local:alice", args: { console: "rack1-a", dtr: false } },
   ]);
   bench.line.lose();
   await settle();
   await bench.pass(1000);
   expect(bench.line.settings).toMatchObject({ baud: 9600, parity: "even" });
+  expect(bench.line.told.at(-1)).toBe('(lines {"dtr":false,"rts":true})');
   expect(bench.service.consoles.get("rack1-a")?.state.baud).toBe(9600);
 });
 

@@ -2,8 +2,10 @@ import { expect, onTestFinished, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { createConnection, createServer, type Socket } from "node:net";
 import { parseConfig } from "../agent/config.ts";
+import type { Client } from "../agent/console/client.ts";
 import { openListeners } from "../agent/console/listen.ts";
 import type { Item } from "../agent/console/port.ts";
+import { rfc2217 } from "../agent/console/rfc2217.ts";
 import { createConsoleService } from "../agent/console/service.ts";
 import { COM_PORT, escaped, subnegotiation } from "../agent/console/telnet.ts";
 import type { Lock } from "../agent/messages.ts";
@@ -182,22 +184,26 @@ test("raw TCP carries every byte both ways, on both addresses, and nothing of it
   ]);
 });
 
-test("the first who comes writes; what others send is forgotten until nobody writes any more", async () => {
+test("whoever types first writes; what others send is forgotten until nobody writes any more", async () => {
   const here = await listening();
-  const first = await Program.on(here.raw);
-  await attached(here, 1);
   const second = await Program.on(here.raw);
+  await attached(here, 1);
+  const first = await Program.on(here.raw);
   await attached(here, 2);
+  expect(here.console.attached.map(({ writes }) => writes)).toEqual([false, false]);
+  expect(here.audited.map((line) => line.replace(/ .*/, ""))).toEqual(["console.attach", "console.attach"]);
+  first.socket.write("the ");
+  await until("the first is heard", () => here.line.heard.length > 0);
   second.socket.write("from the second\n");
   await until("it is said", () => here.logged.some((line) => line.includes("console.refused")));
   second.socket.write("and again\n");
-  first.socket.write("from the first\n");
-  await until("the first is heard", () => here.line.heard.length > 0);
+  first.socket.write("first\n");
+  await until("the first is heard again", () => here.line.heard.includes("first"));
   first.socket.end();
   await attached(here, 1);
   second.socket.write("now the second\n");
   await until("the second is heard", () => here.line.heard.includes("now"));
-  expect(here.line.heard.toString()).toBe("from the first\nnow the second\n");
+  expect(here.line.heard.toString()).toBe("the first\nnow the second\n");
   expect(here.logged.filter((line) => line.includes("console.refused"))).toHaveLength(1);
 });
 
@@ -212,6 +218,70 @@ test("who connects, sends and leaves is heard to the end, also by a line that ta
   here.line.held.resolve();
   await until("it is heard", () => here.line.heard.toString() === "reboot\n");
   await attached(here, 0);
+});
+
+test("who has left does not stay the writer of a line that takes nothing", async () => {
+  const here = await listening();
+  here.line.held = Promise.withResolvers();
+  const program = await Program.on(here.raw);
+  program.socket.write("re");
+  await until("the first bytes wait for the line", () => here.console.attached[0]?.bytesIn === 2);
+  program.socket.write("boot");
+  program.socket.destroy();
+  await attached(here, 0);
+  expect(here.console.state.writer).toBeNull();
+  here.line.held.resolve();
+  const next = await Program.on(here.raw);
+  next.socket.write("next");
+  await until("another is heard", () => here.line.heard.includes("next"));
+  // What was under way already cannot be called back
+  expect(here.line.heard.toString()).toBe("renext");
+});
+
+test("who left while it was not read from, of a line that takes nothing, is hung up on in the end", async () => {
+  const here = await listening();
+  here.line.held = Promise.withResolvers();
+  const port = await freePort();
+  const stop = new AbortController();
+  const over = openListeners({
+    consoles: new Map([["a", here.console]]),
+    config: parseConfig("node.json", { site: "lab", consoles: { a: { device: "x", raw: port } } }).consoles,
+    alarm: () => undefined,
+    log: (_level, _what, fields) => here.logged.push(JSON.stringify(fields)),
+    stuckMs: 500,
+  })(stop.signal);
+  const program = await until("it listens", () => Program.on(port).catch(() => undefined));
+  await attached(here, 1);
+  program.socket.write(Buffer.alloc(300_000));
+  await until("it writes", () => here.console.state.writer !== null);
+  await Bun.sleep(100);
+  program.socket.destroy();
+  await attached(here, 0);
+  expect(here.console.state.writer).toBeNull();
+  expect(here.logged.join()).toContain("nothing was taken for 0.5 s");
+  stop.abort();
+  await over;
+});
+
+test("who connects again and again waits for a turn, so that what is on record of it is bounded; who came before is served", async () => {
+  const here = await listening();
+  const staying = await Program.on(here.raw);
+  await attached(here, 1);
+  for (let n = 0; n < 60; n++) {
+    const one = await Program.on(here.raw);
+    one.socket.destroy();
+    await until("it is gone", () => one.socket.closed);
+  }
+  staying.socket.write("staying ");
+  await until("who waited is served in turn", () => here.line.heard.includes("staying"));
+  expect(here.audited.filter((line) => line.startsWith("console.attach")).length).toBeLessThan(30);
+  staying.socket.destroy();
+  await until("another has a turn", async () => {
+    const late = await Program.on(here.raw);
+    late.socket.write("late");
+    await Bun.sleep(200);
+    return here.line.heard.includes("late");
+  });
 });
 
 test("while its outlet is locked by somebody, programs only read", async () => {
@@ -289,17 +359,44 @@ test("a fifth program is turned away, and there is room when one leaves", async 
 
 test("a web page cannot type: what a browser sends is hung up on before its first byte reaches the line", async () => {
   const here = await listening();
-  for (const port of [here.raw, here.rfc2217]) {
-    const browser = await Program.on(port);
-    browser.socket.write("POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nrm -rf /\n");
-    await until("it is hung up on", () => browser.socket.closed);
+  const greetings = [
+    "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nrm -rf /\n",
+    // Longer than what comes at once
+    `GET /${"a".repeat(200_000)}`,
+    // TLS, as a page with https:// in it makes it begin
+    Uint8Array.of(0x16, 3, 1, 2, 0, 1, 0),
+  ];
+  for (const port of [here.raw, here.rfc2217])
+    for (const greeting of greetings) {
+      const browser = await Program.on(port);
+      browser.socket.write(greeting);
+      await until("it is hung up on", () => browser.socket.closed);
+    }
+  const halting = await Program.on(here.raw);
+  for (const part of ["P", "OST", " ", "/ HTTP/1.1\r\n\r\nreboot\n"]) {
+    halting.socket.write(part);
+    await Bun.sleep(5);
   }
+  await until("it is hung up on", () => halting.socket.closed);
+  expect(here.line.heard).toHaveLength(0);
   const modem = await Program.on(here.raw);
   modem.socket.write("AT\r");
   await until("a program is heard", () => here.line.heard.length > 0);
   modem.socket.write("GET / HTTP/1.1\r\n\r\n");
   await until("it may say what it likes later", () => here.line.heard.includes("GET"));
   expect(here.line.heard.toString()).toBe("AT\rGET / HTTP/1.1\r\n\r\n");
+});
+
+test("what might have become a browser is heard after a moment, and when it leaves", async () => {
+  const here = await listening();
+  const slow = await Program.on(here.raw);
+  slow.socket.write("LO");
+  await until("it is heard", () => here.line.heard.toString() === "LO");
+  slow.socket.end("GIN");
+  await attached(here, 0);
+  const quick = await Program.on(here.raw);
+  quick.socket.end("HALT");
+  await until("it is heard", () => here.line.heard.toString() === "LOGINHALT");
 });
 
 test("a peer that is gone without a word is noticed: keepalive is on", async () => {
@@ -402,9 +499,13 @@ test("settings are the writer's: a reader is told what is in force, and both are
   writer.socket.write(Uint8Array.of(255, 243));
   await until("telnet's own break is one too", () => here.line.told.length === 5);
   expect(here.line.told).toEqual(["open 115200", '{"baud":9600}', "break 300", '{"dtr":false}', "break 300"]);
+  await until("it is on record", () => here.audited.length === 6);
   expect(here.audited.map((line) => line.replace(/ .*/, ""))).toEqual([
+    "console.attach",
+    "console.attach",
     "console.set",
     "console.break",
+    "console.lines",
     "console.break",
   ]);
   expect(here.console.settings.baud).toBe(9600);
@@ -441,6 +542,38 @@ test("a suspended client is sent nothing until it resumes; what it missed then i
   expect(notation(program.received)).toContain(answered("6a 02"));
   expect(program.received.includes("fruit")).toBe(false);
   expect(program.received.length).toBeLessThan(300_000);
+});
+
+test("a suspended client that leaves holds nothing: what was to be shown to it ends", async () => {
+  const here = await listening();
+  const events: string[] = [];
+  const client = {
+    send: () => true,
+    type: () => undefined,
+    later: () => undefined,
+    drained: async () => undefined,
+    try: async () => true,
+  } as unknown as Client;
+  const speech = rfc2217(client, here.console);
+  speech.heard(ask(8));
+  const shown = speech.take({ kind: "bytes", bytes: Buffer.from("x") }).then(() => events.push("shown"));
+  await Bun.sleep(0);
+  expect(events).toEqual([]);
+  speech.end?.();
+  await shown;
+});
+
+test("DTR and RTS that a client has set hold when the line comes back, for whoever asks", async () => {
+  const here = await listening();
+  const program = await Program.on(here.rfc2217);
+  program.socket.write(ask(5, 9));
+  await program.hears(answered("69 09"));
+  here.line.unplug();
+  await until("it is back", () => here.line.told.length === 4);
+  expect(here.line.told).toEqual(["open 115200", '{"dtr":false}', "open 115200", '{"dtr":false,"rts":true}']);
+  const other = await Program.on(here.rfc2217);
+  other.socket.write(ask(5, 7));
+  await other.hears(answered("69 09"));
 });
 
 test("a line that is unplugged is a lost carrier, and the client stays", async () => {

@@ -1,4 +1,5 @@
 import { expect, onTestFinished, test } from "bun:test";
+import { readFileSync } from "node:fs";
 import { createConnection, createServer, type Server, type Socket } from "node:net";
 import { loopback } from "../agent/loopback.ts";
 import { freePort } from "./broker.ts";
@@ -58,6 +59,21 @@ test("an address that somebody else has is tried again, and those who came by th
   other.close();
   await until("all is well", () => alarms.at(-1) === undefined);
   expect((await greeted(port, "::1")).closed).toBe(false);
+});
+
+test("it listens on 127.0.0.1 and ::1, and on no other address", async () => {
+  const port = await freePort();
+  const { alarms } = door(port);
+  await until("both addresses are had", () => alarms.length === 2);
+  const hex = port.toString(16).toUpperCase().padStart(4, "0");
+  // proc(5): local address, in the machine's byte order, and state 0A for listening
+  const listening = ["/proc/net/tcp", "/proc/net/tcp6"].flatMap((file) =>
+    readFileSync(file, "utf8")
+      .split("\n")
+      .map((line) => line.trim().split(/\s+/))
+      .flatMap(([, local = "", , state]) => (state === "0A" && local.endsWith(`:${hex}`) ? [local] : [])),
+  );
+  expect(listening).toEqual([`0100007F:${hex}`, `${"0".repeat(24)}01000000:${hex}`]);
 });
 
 test("those too many are turned away without a word, whichever address they come by", async () => {

@@ -169,6 +169,17 @@ test("a replay may be longer than what may wait; what comes meanwhile may not", 
   expect(read(cursor)).toBe(`${"a".repeat(30)}0123456789x`);
 });
 
+test("reading on from an earlier place never skips what waits, bytes or marks", () => {
+  const ring = filled(1000, "a\n");
+  const cursor = new Cursor(ring, 0, 100);
+  ring.mark(mark("one"));
+  ring.push(bytes("b\nc\n"), 0);
+  ring.mark(mark("two"));
+  ring.push(bytes("d\n"), 0);
+  cursor.rewind(ring.linesBack(1));
+  expect(read(cursor)).toBe("a\n[one]b\nc\n[two]d\n");
+});
+
 test("a replay that the ring overtakes loses what was overwritten, counted", () => {
   const ring = filled(20, "a".repeat(20));
   const cursor = new Cursor(ring, 0, 10);

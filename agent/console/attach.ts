@@ -8,14 +8,15 @@
 import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
 import type { ConsoleState } from "../messages.ts";
 import { person } from "../power/show.ts";
-import { type CliVerb, EXIT, type Exit, type Keyboard } from "../terminal.ts";
+import { type CliVerb, EXIT, type Exit, type Keyboard, keyboardOf } from "../terminal.ts";
+import type { Ask } from "./channel.ts";
 import { Escapes, escapeWord, type Key, keysHelp, Question } from "./keys.ts";
 import { powerMenu } from "./menu.ts";
 import type { WhoLine } from "./openings.ts";
-import type { Item } from "./port.ts";
+import { type Item, REPLAY } from "./port.ts";
 import { type MarkPlace, Screen } from "./screen.ts";
 import { banner, whoTable } from "./show.ts";
-import { Visit } from "./visit.ts";
+import { TAKEN_MS, Visit } from "./visit.ts";
 
 /** Typed and not taken yet: past that the keyboard waits. Until then `~.` is heard however slow the line is. */
 const WAITING_MAX = 1_048_576;
@@ -24,11 +25,8 @@ const LEAVE_MS = 500;
 /** A file is on the line: its answer is over when nothing has come for this long, or not at all. */
 const QUIET_MS = 500;
 const SETTLE_MS = 5000;
-/** Until a line has taken what is under way of a file: 64 KiB at 1200 baud. */
-const FILE_MS = 600_000;
 /** Whoever types where they may not is told so this often at most. */
 const TELL_MS = 3000;
-const REPLAY_LINES = 200;
 
 /** How somebody attaches. */
 export interface AttachFlags {
@@ -47,14 +45,14 @@ type Context = Parameters<CliVerb["run"]>[0];
 /** Attaches to a console until the person leaves (exit 0) or the console does (exit 1). */
 export async function attachTo(context: Context, name: string, flags: AttachFlags): Promise<Exit> {
   const { io } = context;
-  const keyboard = keyboardOf(context);
+  const keyboard = keyboardOf(io);
   const { wants, force, reason, replayLines } = flags;
   const channel = await context.attach(
     { console: name, mode: wants, replay_lines: replayLines, ...(force ? { force } : {}) },
     reason === undefined ? {} : { reason },
   );
   // Before anything is shown: what comes now is not to be changed by the terminal
-  using raw = keyboard.isTerminal ? await keyboard.raw() : undefined;
+  await using raw = keyboard.isTerminal ? await keyboard.raw() : undefined;
   const screen = new Screen({
     show: keyboard.show,
     aside: (text) => io.err(raw ? text : text.replaceAll("\r\n", "\n")),
@@ -85,12 +83,6 @@ export async function attachTo(context: Context, name: string, flags: AttachFlag
     screen.end();
     await visit.leave();
   }
-}
-
-/** The streams of a verb that is a conversation. */
-export function keyboardOf({ io }: Pick<Context, "io">): Keyboard {
-  if (io.keyboard) return io.keyboard;
-  throw new Error("there is neither keyboard nor screen");
 }
 
 function placeOfMarks({ isBare }: AttachFlags, isTerminal: boolean): MarkPlace {
@@ -195,6 +187,13 @@ class Person {
       });
   }
 
+  /** What was typed before gets to the node before, and what is typed after after it. */
+  async #askInTurn(ask: Ask): Promise<void> {
+    const asked = this.#sent.then(() => ({ answer: this.#visit.ask(ask) }));
+    this.#sent = asked.then(() => undefined);
+    await (await asked).answer;
+  }
+
   /** Whether nothing may be typed now; a person is told, and of a file that goes nowhere it is an error. */
   #isRefused(): boolean {
     const { mayWrite, view } = this.#visit;
@@ -227,18 +226,20 @@ class Person {
         tell(whoTable((await this.#visit.ask({ do: "who" })) as WhoLine[], Date.now()));
         return;
       case "B":
-        await this.#visit.ask({ do: "break" });
+        await this.#askInTurn({ do: "break" });
         return;
       case "d":
-        await this.#visit.ask({ do: "release" });
+        // What is typed on would be refused by the node, in other words
+        this.#visit.giveUp();
+        await this.#askInTurn({ do: "release" });
         return;
       case "r":
-        await this.#visit.ask({ do: "replay", lines: this.#flags.replayLines || REPLAY_LINES });
+        await this.#askInTurn({ do: "replay", lines: this.#flags.replayLines || REPLAY.lines });
         return;
       case "f": {
         const from = view?.writer ? ` from ${person(view.writer)}` : "";
         const reason = await this.#ask(`why do you take over${from}? `, false);
-        if (reason !== undefined) await this.#visit.ask({ do: "takeover", reason });
+        if (reason !== undefined) await this.#askInTurn({ do: "takeover", reason });
         return;
       }
       case "p":
@@ -273,7 +274,7 @@ class Person {
   /** Waits until the line has taken a file, and then for what it says to that. */
   async #settle(): Promise<void> {
     await this.#sent;
-    await this.#visit.ask({ do: "who" }, FILE_MS);
+    await this.#visit.ask({ do: "who" }, TAKEN_MS);
     const until = performance.now() + SETTLE_MS;
     while (this.#visit.quietMs < QUIET_MS && performance.now() < until)
       await sleep(QUIET_MS - this.#visit.quietMs);

@@ -1,7 +1,8 @@
 import type { LineSettings } from "../../hal/ports.ts";
 import { Refusal } from "../commands.ts";
+import { printable } from "../terminal.ts";
 import type { KeptLine } from "./line.ts";
-import type { Attachment } from "./port.ts";
+import type { Attachment, Signals } from "./port.ts";
 import type { Reader } from "./readers.ts";
 import type { WriteRight } from "./writer.ts";
 
@@ -14,6 +15,8 @@ interface AttachmentMeans {
   sendBreak: () => Promise<void>;
   /** False when the settings are so already. */
   change: (settings: Partial<LineSettings>) => Promise<boolean>;
+  /** False when they are so already. */
+  setLines: (signals: Partial<Signals>) => Promise<boolean>;
   audit: (verb: string, facts?: object) => void;
   leave: (why: string) => void;
 }
@@ -47,7 +50,7 @@ export function attachmentOf(reader: Reader, means: AttachmentMeans): Attachment
     },
     setLines: async (lines) => {
       requireRight();
-      await line.open.setLines(lines);
+      if (await means.setLines(lines)) means.audit("console.lines", lines);
     },
     change: async (settings) => {
       requireRight();
@@ -55,8 +58,10 @@ export function attachmentOf(reader: Reader, means: AttachmentMeans): Attachment
     },
     takeOver: (reason) => {
       requireStay();
-      right.refuseLocked(reader.who);
-      right.seize(reader, reason);
+      if (reason.trim() === "") throw new Refusal("bad-args", "taking over needs a reason");
+      if (isWriter()) return;
+      const before = right.takeOver(reader, reason);
+      means.audit("console.takeover", { from: before?.who ?? null, reason: printable(reason) });
     },
     release: () => {
       if (isWriter()) right.demote("lets others write");

@@ -17,6 +17,8 @@ import type { Mark } from "./port.ts";
 
 /** Longest message, bytes, its type included; `bytes` are cut into pieces of at most half of it. */
 export const MESSAGE_MAX = 65_536;
+/** Longest reason, characters. */
+const REASON_MAX = 500;
 
 /** What a person may ask while attached. */
 export type Ask =
@@ -84,7 +86,10 @@ const KINDS = {
       n: Whole,
       ask: v.variant("do", [
         v.object({ do: v.literal("break") }),
-        v.object({ do: v.literal("takeover"), reason: v.string() }),
+        v.object({
+          do: v.literal("takeover"),
+          reason: v.pipe(v.string(), v.minLength(1), v.maxLength(REASON_MAX)),
+        }),
         v.object({ do: v.literal("release") }),
         v.object({ do: v.literal("who") }),
         v.object({ do: v.literal("replay"), lines: Whole }),

@@ -86,7 +86,12 @@ async function kick(context: Context): Promise<Exit> {
   if (console === undefined || who === undefined || extra !== undefined)
     throw new UsageError("which console, and who? See 'fruit console who'");
   const answer = await context.send("console.kick", { console, who }, present(values));
-  return print(context, "console.kick", answer, () => `console ${console}: ${who} was sent away\n`);
+  return print(
+    context,
+    "console.kick",
+    { message: `console ${console}: ${who} was sent away`, ...answer },
+    () => "",
+  );
 }
 
 async function set(context: Context): Promise<Exit> {
@@ -139,7 +144,7 @@ export const CONSOLE_VERBS: readonly CliVerb[] = (
     [
       "console send",
       "NAME TEXT [--expect REGEX [--timeout 10s]] [--no-newline] [--force --reason TEXT]",
-      "types TEXT (\\r \\n \\t \\e \\\\ \\xHH) and Enter; with --expect exit 0 when it came, echo and all, 5 if not in time, 1 if the console ended",
+      "types TEXT (\\r \\n \\t \\e \\\\ \\xHH) and Enter; with --expect exit 0 when it came, 5 if not in time, 1 if the console ended; what the line echoes counts, so expect what only the answer has: send rack1-a 'echo $((6*7))' --expect 42",
       send,
     ],
     [
@@ -148,7 +153,12 @@ export const CONSOLE_VERBS: readonly CliVerb[] = (
       "sends a break: SysRq, or the attention of a boot loader",
       sendBreak,
     ],
-    ["console kick", "NAME WHO --reason TEXT", "sends somebody away from a console", kick],
+    [
+      "console kick",
+      "NAME WHO|NO --reason TEXT",
+      "sends somebody away from a console, or the one of this number in 'console who'",
+      kick,
+    ],
     [
       "console set",
       "NAME baud=9600 data_bits=8 parity=even stop_bits=1 flow=none [--reason TEXT]",

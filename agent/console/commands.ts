@@ -1,18 +1,15 @@
-/** The rows that consoles add to the command table. */
+/**
+ * The rows that consoles add to the command table.
+ *
+ * Invariant: no row carries what a line says or is told. Commands and results go through brokers in the clear, and are written
+ * down; whoever reads or types attaches.
+ */
 import * as v from "valibot";
 import { type Command, clip, command, Refusal } from "../commands.ts";
 import { present } from "../power/fields.ts";
-import { counted } from "../terminal.ts";
 import type { SerialConsole } from "./console.ts";
 import { type Openings, whoLines } from "./openings.ts";
-import { Cursor, RING_BYTES, type Ring } from "./ring.ts";
-import { Transcript } from "./text.ts";
-
-/** Lines of `console.log`, and bytes of its answer: it must fit a message on MQTT. */
-const LOG_LINES = 200;
-const LOG_BYTES = 12_288;
-const SEND_BYTES = 4096;
-const REPLAY_LINES = 10_000;
+import { REPLAY } from "./port.ts";
 
 const Name = v.pipe(v.string(), v.minLength(1), v.maxLength(64));
 const Flag = v.optional(v.boolean(), false);
@@ -66,27 +63,6 @@ export function consoleCommands(consoles: ReadonlyMap<string, SerialConsole>, op
       },
     }),
     command({
-      verb: "console.log",
-      summary: "Shows the last lines that a console said",
-      tier: 1,
-      role: "console",
-      args: v.strictObject({
-        ...One,
-        lines: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(LOG_LINES)), 50),
-        raw: Flag,
-      }),
-      outlets,
-      unwritten: ["result"],
-      run: async ({ args: { console, lines, raw } }) => {
-        const { name, ring } = find(console);
-        const from = ring.linesBack(lines);
-        return {
-          state: "done",
-          result: { console: name, ...(raw ? rawTail(ring, from) : tail(ring, from)) },
-        };
-      },
-    }),
-    command({
       verb: "console.open",
       summary: "Attaches to a console",
       tier: ({ mode, force }) => (force ? 3 : mode === "write" ? 2 : 1),
@@ -96,9 +72,11 @@ export function consoleCommands(consoles: ReadonlyMap<string, SerialConsole>, op
           ...One,
           mode: v.optional(v.picklist(["write", "read"]), "write"),
           force: Flag,
+          /** For an errand: coming and going is on record, but no mark. */
+          quiet: Flag,
           replay_lines: v.optional(
-            v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(REPLAY_LINES)),
-            200,
+            v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(REPLAY.most)),
+            REPLAY.lines,
           ),
           key: v.optional(v.pipe(v.string(), v.base64(), v.length(44))),
         }),
@@ -106,31 +84,15 @@ export function consoleCommands(consoles: ReadonlyMap<string, SerialConsole>, op
       ),
       outlets,
       run: async ({ id, args, caller, reason = "" }) => {
-        const { console, mode, force, replay_lines, key } = args;
-        const wish = { wants: mode, replayLines: replay_lines, ...(force ? { force: reason } : {}) };
+        const { console, mode, force, quiet, replay_lines, key } = args;
+        const wish = {
+          wants: mode,
+          replayLines: replay_lines,
+          quiet,
+          reason,
+          ...(force ? { force: reason } : {}),
+        };
         return { state: "done", result: openings.open(find(console), wish, { id, caller, key }) };
-      },
-    }),
-    command({
-      verb: "console.send",
-      summary: "Sends text to a console without attaching",
-      tier: ({ force }) => (force ? 3 : 2),
-      role: "console",
-      args: v.strictObject({
-        ...One,
-        text: v.pipe(v.string(), v.minLength(1), v.maxLength(2 * SEND_BYTES)),
-        /** The text is bytes in hexadecimal. */
-        hex: Flag,
-        force: Flag,
-      }),
-      outlets,
-      unwritten: ["text"],
-      run: async ({ args: { console, text, hex, force }, caller, reason }) => {
-        const bytes = hex ? fromHex(text) : Buffer.from(text);
-        if (bytes.length > SEND_BYTES)
-          throw new Refusal("bad-args", `args.text: ${bytes.length} bytes, and ${SEND_BYTES} at most`);
-        await find(console).send({ who: caller.who, reason }, bytes, force);
-        return { state: "done", message: `${counted(bytes.length, "byte")} sent` };
       },
     }),
     command({
@@ -147,16 +109,15 @@ export function consoleCommands(consoles: ReadonlyMap<string, SerialConsole>, op
     }),
     command({
       verb: "console.kick",
-      summary: "Sends somebody away from a console",
+      summary: "Sends somebody away from a console, by name or by the number that console.who gives",
       tier: 3,
       role: "console",
       args: v.strictObject({ ...One, who: v.pipe(v.string(), v.minLength(1), v.maxLength(128)) }),
       outlets,
       run: async ({ args, caller, reason }) => {
         const console = find(args.console);
-        const kicked = console.kick(args.who, { who: caller.who, reason });
-        if (kicked > 0) return { state: "done", result: { kicked } };
-        const there = console.attached.map(({ who }) => who).join(", ") || "nobody";
+        if (console.kick(args.who, { who: caller.who, reason })) return { state: "done" };
+        const there = console.attached.map(({ number, who }) => `${number} (${who})`).join(", ") || "nobody";
         return {
           state: "unchanged",
           message: `console ${console.name}: ${clip(args.who)} is not attached; there is ${there}`,
@@ -177,34 +138,4 @@ export function consoleCommands(consoles: ReadonlyMap<string, SerialConsole>, op
       },
     }),
   ];
-}
-
-/** What was said from a place on, marks and all, as text: the newest that fits. */
-function tail(ring: Ring, from: number): { text: string } {
-  const cursor = new Cursor(ring, from, RING_BYTES);
-  const transcript = new Transcript({ isStamped: false });
-  let text = "";
-  for (let item = cursor.next(); item; item = cursor.next()) text += transcript.add(item);
-  const bytes = Buffer.from(text);
-  if (bytes.length <= LOG_BYTES) return { text };
-  const cut = bytes.subarray(-LOG_BYTES);
-  // From the next line on; in a line without an end from its next character.
-  const newline = cut.indexOf("\n");
-  const start =
-    newline >= 0 && newline < cut.length - 1 ? newline + 1 : cut.findIndex((byte) => (byte & 0xc0) !== 0x80);
-  return { text: cut.subarray(start).toString() };
-}
-
-/** The same as bytes, in base64: nothing is lost of what is no text. */
-function rawTail(ring: Ring, from: number): { base64: string } {
-  const most = (LOG_BYTES / 4) * 3;
-  const bytes = ring.slice(Math.max(from, ring.end - most), ring.end);
-  return { base64: Buffer.from(bytes).toString("base64") };
-}
-
-function fromHex(text: string): Uint8Array {
-  const digits = text.replace(/\s+/g, "");
-  if (!/^(?:[0-9a-f]{2})+$/i.test(digits))
-    throw new Refusal("bad-args", `args.text: "${clip(text)}" is not hexadecimal, two digits a byte`);
-  return Buffer.from(digits, "hex");
 }

@@ -47,7 +47,7 @@ const BAUD_MAX = 4_000_000;
 /** The line, as its client may touch it. What is asked resolves when it was done or refused; it never rejects. */
 export interface ComPortLine {
   settings(): Readonly<LineSettings>;
-  /** DTR and RTS as they were last set; both are on when a line is opened. */
+  /** DTR and RTS as they were last set. */
   lines(): Readonly<{ dtr: boolean; rts: boolean }>;
   isUp(): boolean;
   change(settings: Partial<LineSettings>): Promise<unknown>;

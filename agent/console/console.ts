@@ -7,24 +7,26 @@
  * - What is typed is written down nowhere; that somebody was there is.
  */
 import type { LineSettings, OutletId } from "../../hal/ports.ts";
-import { Refusal } from "../commands.ts";
+import { clip, Refusal } from "../commands.ts";
 import type { ConsoleState } from "../messages.ts";
 import { person } from "../power/show.ts";
 import { counted, printable } from "../terminal.ts";
 import { attachmentOf } from "./attachment.ts";
 import { inWords, KeptLine } from "./line.ts";
 import { Paced } from "./paced.ts";
-import type { Attached, Attachment, AttachOptions, Console, Mark } from "./port.ts";
+import type { Attached, Attachment, AttachOptions, Console, Mark, Signals } from "./port.ts";
 import { Reader } from "./readers.ts";
 import { Recording } from "./record.ts";
 import { Ring } from "./ring.ts";
 import type { ConsoleOptions, OutletChange } from "./service.ts";
-import { reasoned, WriteRight } from "./writer.ts";
+import { isProgram, reasoned, WriteRight } from "./writer.ts";
 
 /** People and programs on one console at the same time. */
 const MOST_READERS = 16;
 /** Long enough for every UART's break detection and for SysRq. */
 const BREAK_MS = 300;
+/** Longest text of a mark, characters: whatever somebody gives as a reason, it fits a message. */
+const MARK_MAX = 1000;
 
 /** Who asks without being attached; the reason stands in the mark. */
 export interface Asker {
@@ -46,6 +48,7 @@ export class SerialConsole implements Console {
   readonly #recording: Recording | undefined;
   readonly #told: Paced<ConsoleState>;
   readonly #readers = new Set<Reader>();
+  #lastNumber = 0;
   #isUp: boolean | undefined;
   #since = Date.now();
   #error: string | undefined;
@@ -99,13 +102,17 @@ export class SerialConsole implements Console {
       state: this.#isUp ? "up" : "gone",
       ...(this.#error === undefined ? {} : { error: this.#error }),
       writer: holder?.who ?? null,
-      readers: this.#readers.size - (holder ? 1 : 0),
+      readers: [...this.#readers].filter((reader) => reader !== holder && !reader.isQuiet).length,
       since: new Date(this.#since).toISOString(),
     };
   }
 
   get settings(): Readonly<LineSettings> {
     return this.#line.settings;
+  }
+
+  get signals(): Readonly<Signals> {
+    return this.#line.signals;
   }
 
   get attached(): readonly Attached[] {
@@ -140,24 +147,28 @@ export class SerialConsole implements Console {
 
   attach(options: AttachOptions): Attachment {
     this.admit(options);
-    const { who, door } = options;
-    const reader: Reader = new Reader(options, {
+    const { who, door, quiet = false } = options;
+    const reader: Reader = new Reader(options, ++this.#lastNumber, {
       ring: this.ring,
       view: () => ({ kind: "view", view: this.state, mayWrite: this.#right.holder === reader }),
-      failed: (why) => this.#leave(reader, why),
+      failed: (why) => this.#sendAway(reader, why),
     });
     this.#readers.add(reader);
     const note = this.#right.seat(reader);
     const writes = this.#right.holder === reader;
     const others = this.#others(reader);
-    this.mark(
-      "attach",
-      `${person(who)} attached and ${writes ? "writes" : "reads"}${others && `; also here: ${others}`}`,
-    );
+    if (!quiet) {
+      this.mark(
+        "attach",
+        `${person(who)} attached and ${writes ? "writes" : "reads"}${others && `; also here: ${others}`}`,
+      );
+      this.#changed();
+      const message = `${person(who)} attached to console ${this.name}`;
+      this.#options.tell("console.attached", { console: this.name, who, door, writes, message });
+    }
     if (note) reader.note(note);
-    this.#changed();
-    const message = `${person(who)} attached to console ${this.name}`;
-    this.#options.tell("console.attached", { console: this.name, who, door, writes, message });
+    // The command of everybody else is on record already
+    if (isProgram(reader)) this.#audit(reader, "console.attach");
     // Nothing is shown before whoever attaches has what this returns
     queueMicrotask(() => reader.begin());
     return attachmentOf(reader, {
@@ -166,8 +177,9 @@ export class SerialConsole implements Console {
       sent: (bytes) => {
         this.#sent += bytes;
       },
-      sendBreak: () => this.sendBreak({ who }),
-      change: (settings) => this.change({ who }, settings),
+      sendBreak: () => this.#break({ who }),
+      change: (settings) => this.#change({ who }, settings),
+      setLines: (signals) => this.#setLines({ who }, signals),
       audit: (verb, facts) => this.#audit(reader, verb, facts),
       leave: (why) => this.#leave(reader, why),
     });
@@ -184,29 +196,38 @@ export class SerialConsole implements Console {
     if (force !== undefined) this.#right.refuseLocked(who);
   }
 
-  /** Sends bytes for somebody who is not attached. Throws `Refusal` busy when another writes, unless `force`. */
-  async send({ who, reason }: Asker, bytes: Uint8Array, force: boolean): Promise<void> {
-    this.#right.refuseLocked(who);
-    if (!force) this.#right.refuseBusy(who);
-    const { open } = this.#line;
-    this.mark("notice", `${person(who)} sends ${counted(bytes.length, "byte")}${reasoned(reason)}`);
-    await open.write(bytes);
-    this.#sent += bytes.length;
+  /** Sends a break for somebody who is not attached; refused while another writes (`WriteRight.refuseBusy`). */
+  async sendBreak(asker: Asker): Promise<void> {
+    this.#requireFree(asker);
+    await this.#break(asker);
   }
 
-  /** Sends a break; only for the writer while there is one. */
-  async sendBreak({ who, reason }: Asker): Promise<void> {
+  /** Changes the line's settings in the same way. False when they are so already. */
+  async change(asker: Asker, settings: Partial<LineSettings>): Promise<boolean> {
+    this.#requireFree(asker);
+    return this.#change(asker, settings);
+  }
+
+  #requireFree({ who }: Asker): void {
     this.#right.refuseLocked(who);
     this.#right.refuseBusy(who);
-    const { open } = this.#line;
+  }
+
+  async #break({ who, reason }: Asker): Promise<void> {
+    await this.#line.open.sendBreak(BREAK_MS);
     this.mark("break", `break by ${person(who)}${reasoned(reason)}`);
-    await open.sendBreak(BREAK_MS);
   }
 
-  /** Changes the line's settings; only for the writer while there is one. False when they are so already. */
-  async change({ who, reason }: Asker, settings: Partial<LineSettings>): Promise<boolean> {
-    this.#right.refuseLocked(who);
-    this.#right.refuseBusy(who);
+  async #setLines({ who, reason }: Asker, signals: Partial<Signals>): Promise<boolean> {
+    const before = signalWords(this.signals);
+    const after = signalWords({ ...this.signals, ...signals });
+    if (after === before) return false;
+    await this.#line.setSignals(signals);
+    this.mark("settings", `${before} became ${after} by ${person(who)}${reasoned(reason)}`);
+    return true;
+  }
+
+  async #change({ who, reason }: Asker, settings: Partial<LineSettings>): Promise<boolean> {
     const before = inWords(this.settings);
     if (inWords({ ...this.settings, ...settings }) === before) return false;
     await this.#line.change(settings);
@@ -216,14 +237,21 @@ export class SerialConsole implements Console {
     return true;
   }
 
-  /** Sends everybody away who goes by this name; says how many. */
-  kick(name: string, { who, reason }: Asker): number {
-    const victims = [...this.#readers].filter((reader) => reader.who === name || person(reader.who) === name);
-    for (const victim of victims) {
-      this.mark("notice", `${person(who)} sends ${person(victim.who)} away${reasoned(reason)}`);
-      this.#sendAway(victim, `${person(who)} sent you away${reasoned(reason)}`);
-    }
-    return victims.length;
+  /** Sends away who has this number (`who` lists them) or name; false when nobody has. Throws `Refusal` when several go by the name. */
+  kick(whom: string, { who, reason }: Asker): boolean {
+    const readers = [...this.#readers];
+    const numbered = readers.filter(({ number }) => String(number) === whom);
+    const named = readers.filter((reader) => reader.who === whom || person(reader.who) === whom);
+    const [victim, ...others] = numbered.length > 0 ? numbered : named;
+    if (!victim) return false;
+    if (others.length > 0)
+      throw new Refusal(
+        "bad-args",
+        `console ${this.name}: ${clip(whom)} is attached ${named.length} times; name the number: ${listed(named)}`,
+      );
+    this.mark("notice", `${person(who)} sends ${person(victim.who)} away${reasoned(reason)}`);
+    this.#sendAway(victim, `${person(who)} sent you away${reasoned(reason)}`);
+    return true;
   }
 
   /** Something happened to its outlet. */
@@ -234,7 +262,7 @@ export class SerialConsole implements Console {
 
   /** Tells everybody and the recording. */
   mark(kind: Mark["kind"], text: string): void {
-    this.ring.mark({ at: Date.now(), kind, text: printable(text) });
+    this.ring.mark({ at: Date.now(), kind, text: printable(clip(text, MARK_MAX)) });
     this.#wake();
   }
 
@@ -285,16 +313,27 @@ export class SerialConsole implements Console {
     if (!this.#readers.delete(reader)) return;
     reader.isGone = true;
     this.#skipped += reader.skipped;
+    const isNews = !reader.isQuiet || this.#right.holder === reader;
     this.#right.leave(reader);
     const { who, options, bytesIn, bytesOut } = reader;
     const others = this.#others(reader);
-    this.mark("detach", `${person(who)} detached${others && `; still here: ${others}`}`);
-    this.#changed();
+    if (!reader.isQuiet) this.mark("detach", `${person(who)} detached${others && `; still here: ${others}`}`);
+    else if (bytesIn > 0)
+      this.mark("notice", `${person(who)} sent ${counted(bytesIn, "byte")}${reasoned(options.reason)}`);
+    if (isNews) this.#changed();
     const duration_s = Math.round((Date.now() - reader.since) / 1000);
     const facts = { bytes_in: bytesIn, bytes_out: bytesOut, why: printable(why) };
     const message = `${person(who)} detached from console ${this.name}`;
     const { door } = options;
-    this.#options.tell("console.detached", { console: this.name, who, door, ...facts, duration_s, message });
+    if (!reader.isQuiet)
+      this.#options.tell("console.detached", {
+        console: this.name,
+        who,
+        door,
+        ...facts,
+        duration_s,
+        message,
+      });
     this.#audit(reader, "console.session", facts, duration_s);
   }
 
@@ -314,4 +353,13 @@ export class SerialConsole implements Console {
     for (const reader of this.#readers) reader.viewChanged();
     this.#told.changed();
   }
+}
+
+function signalWords({ dtr, rts }: Signals): string {
+  return `DTR ${dtr ? "on" : "off"}, RTS ${rts ? "on" : "off"}`;
+}
+
+/** `3 (local:bob, socket), 5 (local:bob, mqtt)`. */
+function listed(readers: readonly Reader[]): string {
+  return readers.map(({ number, who, options }) => `${number} (${who}, ${options.door})`).join(", ");
 }

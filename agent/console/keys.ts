@@ -79,7 +79,7 @@ export function keysHelp(character: number): string {
   const lines = Object.entries(KEYS).map(([key, what]) => `  ${word}${key}  ${what}\n`);
   return `Directly after Enter:
 ${lines.join("")}  ${word}${word}  the character itself
-Should this program be killed with SIGKILL, type 'reset' (or 'stty sane') and Enter to have the terminal back.
+Should this program crash or be killed with SIGKILL, type 'reset' (or 'stty sane') and Enter to have the terminal back.
 `;
 }
 

@@ -10,6 +10,7 @@ import { realpath } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Hal, HalError, type LineSettings, type SerialLine } from "../../hal/ports.ts";
 import { reasonOf } from "../record/lines.ts";
+import type { Signals } from "./port.ts";
 
 const FIRST_PAUSE_MS = 1000;
 const LONGEST_PAUSE_MS = 30_000;
@@ -40,6 +41,7 @@ interface KeptOptions {
 export class KeptLine {
   readonly #options: KeptOptions;
   #settings: LineSettings;
+  #signals: Signals = { dtr: true, rts: true };
   #line: SerialLine | undefined;
   #why = "it was not opened yet";
 
@@ -53,6 +55,10 @@ export class KeptLine {
     return this.#settings;
   }
 
+  get signals(): Readonly<Signals> {
+    return this.#signals;
+  }
+
   /** Throws `HalError` io while the line is gone. */
   get open(): SerialLine {
     if (this.#line) return this.#line;
@@ -63,6 +69,12 @@ export class KeptLine {
   async change(settings: Partial<LineSettings>): Promise<void> {
     await this.open.change(settings);
     this.#settings = { ...this.#settings, ...settings };
+  }
+
+  /** Sets DTR or RTS; they hold like settings. */
+  async setSignals(signals: Partial<Signals>): Promise<void> {
+    await this.open.setLines(signals);
+    this.#signals = { ...this.#signals, ...signals };
   }
 
   /** Keeps the line open until the signal aborts. */
@@ -116,6 +128,9 @@ export class KeptLine {
     try {
       const line = await Promise.race([opening, over.promise.then(() => undefined)]);
       if (line) {
+        // Opening has raised both
+        const { dtr, rts } = this.#signals;
+        if (!(dtr && rts)) await line.setLines({ ...this.#signals });
         this.#line = line;
         events.up();
       }

@@ -1,10 +1,8 @@
 /** The way to a console through the agent's socket on this machine. */
 import { converse } from "../ask.ts";
-import { CliError, exitOf } from "../terminal.ts";
+import { ANSWER_MS, type Attach, CliError, exitOf } from "../terminal.ts";
 import type { Channel } from "./channel.ts";
 import { streamChannel } from "./stream.ts";
-
-const ANSWER_MS = 30_000;
 
 /**
  * Asks the agent on `path` for `console.open`; the same connection then carries the session. Throws `CliError` where that
@@ -12,14 +10,7 @@ const ANSWER_MS = 30_000;
  */
 export async function attachLocally(
   path: string,
-  question: {
-    console: string;
-    mode: "write" | "read";
-    force?: boolean;
-    replay_lines?: number;
-    reason?: string;
-    as: string;
-  },
+  question: Parameters<Attach>[0] & { reason?: string; as: string },
   signal: AbortSignal,
 ): Promise<Channel> {
   const { reason, as, ...args } = question;

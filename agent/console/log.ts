@@ -1,8 +1,7 @@
 /** `fruit console log`: what a line has said, and what it says. */
 import { parseArgs } from "node:util";
-import { type CliVerb, EXIT, type Exit, UsageError } from "../terminal.ts";
-import { keyboardOf } from "./attach.ts";
-import type { Item } from "./port.ts";
+import { type CliVerb, EXIT, type Exit, keyboardOf, UsageError } from "../terminal.ts";
+import { type Item, REPLAY } from "./port.ts";
 import { Transcript } from "./text.ts";
 import { Visit } from "./visit.ts";
 
@@ -20,12 +19,13 @@ export async function log(context: Parameters<CliVerb["run"]>[0]): Promise<Exit>
   });
   if (values.raw && values.timestamps) throw new UsageError("--raw is the bytes alone, without --timestamps");
   const { io, attach } = context;
-  const { show } = keyboardOf(context);
+  const { show } = keyboardOf(io);
   const console = oneConsole(positionals);
   const channel = await attach({
     console,
     mode: "read",
     replay_lines: linesOf("-n", values.lines),
+    ...(values.follow ? {} : { quiet: true }),
   });
   const transcript = new Transcript({ isStamped: values.timestamps });
   const bytesOf = (item: Item) => {
@@ -61,13 +61,10 @@ export function oneConsole(positionals: readonly string[]): string {
   return name;
 }
 
-const LINES = 200;
-const LINES_MAX = 10_000;
-
 /** How many lines of what was said are wanted. Throws `UsageError`. */
 export function linesOf(flag: string, text: string | undefined): number {
-  if (text === undefined) return LINES;
+  if (text === undefined) return REPLAY.lines;
   const lines = Number(text);
-  if (/^\d+$/.test(text) && lines <= LINES_MAX) return lines;
-  throw new UsageError(`${flag}: "${text}" is no number of lines (0 to ${LINES_MAX})`);
+  if (/^\d+$/.test(text) && lines <= REPLAY.most) return lines;
+  throw new UsageError(`${flag}: "${text}" is no number of lines (0 to ${REPLAY.most})`);
 }

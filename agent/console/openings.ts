@@ -16,6 +16,8 @@ const TELL_MS = 3000;
 /** What `console.who` says of one person. */
 export interface WhoLine {
   console: string;
+  /** For `console.kick`. */
+  number: number;
   who: string;
   door: string;
   writes: boolean;
@@ -28,8 +30,9 @@ export interface WhoLine {
 
 /** Who is attached to a console. */
 export function whoLines({ name, attached }: Pick<SerialConsole, "name" | "attached">): WhoLine[] {
-  return attached.map(({ who, door, writes, since, idleMs, bytesIn, bytesOut }) => ({
+  return attached.map(({ number, who, door, writes, since, idleMs, bytesIn, bytesOut }) => ({
     console: name,
+    number,
     who,
     door,
     writes,
@@ -41,7 +44,7 @@ export function whoLines({ name, attached }: Pick<SerialConsole, "name" | "attac
 }
 
 /** How somebody wants to attach. */
-export type Wish = Pick<AttachOptions, "wants" | "force" | "replayLines">;
+export type Wish = Pick<AttachOptions, "wants" | "force" | "replayLines" | "quiet" | "reason">;
 
 /** The sessions of all consoles that begin elsewhere. */
 export class Openings {
@@ -71,7 +74,7 @@ export class Openings {
     }
     if (!this.#openSealed)
       throw new Refusal("bad-args", "args.key: this node carries no sessions over MQTT; use its socket");
-    const { channel, answer } = this.#openSealed({ session, key, id, caller });
+    const { channel, answer } = this.#openSealed({ session, key, id, caller, outlet: console.outlet });
     serve(console, { who, door: "mqtt", ...wish }, channel);
     return { session, console: console.name, ...answer };
   }

@@ -17,7 +17,6 @@ export interface Mark {
     | "detach"
     | "takeover"
     | "skipped"
-    | "gap"
     | "power"
     | "lock"
     | "break"
@@ -29,6 +28,8 @@ export interface Mark {
 
 /** Who is attached, for `who`. */
 export interface Attached {
+  /** Counted on each console since the agent's start; nobody else gets it. */
+  number: number;
   /** `local:alice`, `key:alice@desk`, `rfc2217:127.0.0.1:51234`. */
   who: string;
   door: "socket" | "mqtt" | "rfc2217" | "raw";
@@ -53,6 +54,9 @@ export type Item =
   /** The console, or this reader's own right to write, has changed. */
   | { kind: "view"; view: ConsoleState; mayWrite: boolean };
 
+/** Lines that come first when nobody says how many, and the most that may be asked for. */
+export const REPLAY = { lines: 200, most: 10_000 } as const;
+
 /** How somebody attaches. */
 export interface AttachOptions {
   who: string;
@@ -60,6 +64,10 @@ export interface AttachOptions {
   /** `write` falls back to reading, with a mark that says who writes, unless `force` gives a reason to take over. */
   wants: "write" | "read";
   force?: string;
+  /** What for, for the mark of a quiet one. */
+  reason?: string;
+  /** Comes and goes without a mark or an event: for an errand, not a stay. What was typed is one mark at its end. */
+  quiet?: boolean;
   /** How much of the ring comes first: lines, 0 for none. */
   replayLines: number;
   /** Shows one item; resolves when there is room for the next. While it takes its time, at most 64 KiB wait, then the oldest are skipped with a mark. */
@@ -70,7 +78,7 @@ export interface AttachOptions {
 
 /**
  * Somebody's hold on a console. What only the writer may do throws `Refusal` busy (or locked) for others, naming who, and
- * `HalError` io while the line is gone. A door that cannot ask (`rfc2217`, `raw`) takes the right to write by writing, when nobody has it.
+ * `HalError` io while the line is gone. A door that cannot ask (`rfc2217`, `raw`) has the right to write from what it first writes or sets, when nobody has it.
  */
 export interface Attachment {
   readonly who: string;
@@ -78,9 +86,9 @@ export interface Attachment {
   /** Resolves when the line took it: whoever types faster than the line is slowed. */
   write(bytes: Uint8Array): Promise<void>;
   sendBreak(): Promise<void>;
-  setLines(lines: { dtr?: boolean; rts?: boolean }): Promise<void>;
+  setLines(lines: Partial<Signals>): Promise<void>;
   change(settings: Partial<LineSettings>): Promise<void>;
-  /** Takes the right to write from whoever has it. */
+  /** Takes the right to write from whoever has it. Throws `Refusal` bad-args without a reason. */
   takeOver(reason: string): void;
   /** Goes on reading and lets others write. */
   release(): void;
@@ -90,6 +98,12 @@ export interface Attachment {
   detach(why?: string): void;
 }
 
+/** What a line's signals were last set to; both are on when it is opened first. */
+export interface Signals {
+  dtr: boolean;
+  rts: boolean;
+}
+
 /** One serial line, recorded from the agent's start on. */
 export interface Console {
   readonly name: string;
@@ -97,6 +111,7 @@ export interface Console {
   readonly state: ConsoleState;
   /** How the line talks now; RFC 2217 clients ask for all of it. */
   readonly settings: Readonly<LineSettings>;
+  readonly signals: Readonly<Signals>;
   readonly attached: readonly Attached[];
   /** Throws `Refusal` busy when too many are attached. */
   attach(options: AttachOptions): Attachment;

@@ -20,6 +20,7 @@ interface ReaderMeans {
 /** One reader. Nobody waits for it: it is shown what waits whenever it has room. */
 export class Reader {
   readonly options: AttachOptions;
+  readonly number: number;
   readonly since = Date.now();
   /** Unix milliseconds; while it is the writer. */
   writesSince: number | undefined;
@@ -34,8 +35,9 @@ export class Reader {
   #isShowing = true;
   #isViewDue = true;
 
-  constructor(options: AttachOptions, means: ReaderMeans) {
+  constructor(options: AttachOptions, number: number, means: ReaderMeans) {
     this.options = options;
+    this.number = number;
     this.#means = means;
     const { ring } = means;
     this.#cursor = new Cursor(ring, ring.linesBack(options.replayLines), MOST_WAITING);
@@ -50,10 +52,15 @@ export class Reader {
     return this.#cursor.skipped;
   }
 
+  get isQuiet(): boolean {
+    return this.options.quiet ?? false;
+  }
+
   /** As others are told of it. */
   get told(): Attached {
     const { who, door } = this.options;
     return {
+      number: this.number,
       who,
       door,
       writes: this.writesSince !== undefined,

@@ -174,7 +174,8 @@ export class Recording {
     const { file_bytes } = this.#options.config;
     const size = this.#size ?? 0;
     if (bytes.length <= file_bytes - size) return bytes;
-    const room = bytes.subarray(0, file_bytes - size);
+    // A file of an earlier run may be bigger than one may be now
+    const room = bytes.subarray(0, Math.max(0, file_bytes - size));
     const newline = room.lastIndexOf(NEWLINE);
     if (newline >= 0) return room.subarray(0, newline + 1);
     if (size === 0) return room;

@@ -7,14 +7,8 @@ import { COM_PORT, Telnet } from "./telnet.ts";
 /** A request weighs as much as some bytes, so that many of them wait too. */
 const REQUEST_WEIGHT = 64;
 
-/** What a line's signals were last set to; shared by all who may set them. */
-export interface Signals {
-  dtr: boolean;
-  rts: boolean;
-}
-
 /** What is spoken with one client of a console. */
-export function rfc2217(client: Client, console: Console, signals: Signals): Speech {
+export function rfc2217(client: Client, console: Console): Speech {
   /** While the client wants no bytes; resolves when it does again. */
   let suspended: PromiseWithResolvers<void> | undefined;
   const resume = () => {
@@ -29,11 +23,11 @@ export function rfc2217(client: Client, console: Console, signals: Signals): Spe
   const port = new ComPort(
     {
       settings: () => console.settings,
-      lines: () => signals,
+      lines: () => console.signals,
       isUp: () => console.state.state === "up",
       change: (settings) => client.try((attachment) => attachment.change(settings)),
       setLines: async (lines) => {
-        if (await client.try((attachment) => attachment.setLines(lines))) Object.assign(signals, lines);
+        await client.try((attachment) => attachment.setLines(lines));
       },
       sendBreak,
       suspend: (isSuspended) => {
@@ -62,7 +56,7 @@ export function rfc2217(client: Client, console: Console, signals: Signals): Spe
       if (item.kind === "bytes") {
         if (!client.send(telnet.carried(item.bytes))) await client.drained();
       } else if (item.kind === "view") port.tellState();
-      else if (item.mark.kind === "skipped" || item.mark.kind === "gap") port.tellSkipped();
+      else if (item.mark.kind === "skipped") port.tellSkipped();
     },
     end: resume,
   };

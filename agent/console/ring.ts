@@ -210,11 +210,11 @@ export class Cursor {
     return this.waiting > 0 || this.#unsaid > 0 || this.#mark < this.#ring.marks;
   }
 
-  /** Reads on from an earlier place. */
+  /** Reads on from an earlier place; never from a later one, which would lose what waits. */
   rewind(to: number): void {
-    this.#place = to;
+    this.#place = Math.min(this.#place, to);
     this.#live = this.#ring.now;
-    this.#mark = this.#ring.markAt(to);
+    this.#mark = Math.min(this.#mark, this.#ring.markAt(to));
   }
 
   /** What comes next; undefined when all was read. */

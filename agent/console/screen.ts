@@ -16,6 +16,8 @@ const SEQUENCE_MS = 250;
 const SEQUENCE_MAX = 256;
 /** Ends a sequence that was begun (ECMA-48 §8.3.8; the DEC VT510 manual: cancels escape and control sequences). */
 const CAN = "\x18";
+/** Of our own words, characters: nobody reads more of them on a screen that takes nothing. */
+const OWN_MAX = 65_536;
 const LF = 10;
 const CR = 13;
 
@@ -32,6 +34,7 @@ export class Screen {
   readonly #sequence = new Sequence();
   #isLineStart = true;
   #waiting: string[] = [];
+  #ownUnderWay = 0;
   #held: PromiseWithResolvers<void> | undefined;
 
   constructor(options: {
@@ -135,8 +138,14 @@ export class Screen {
   }
 
   #write(text: string): void {
+    if (this.#ownUnderWay > OWN_MAX) return;
+    this.#ownUnderWay += text.length;
     // Whoever does not look any more is noticed by the bytes, which are waited for
-    void this.#show(Buffer.from(text)).catch(() => undefined);
+    void this.#show(Buffer.from(text))
+      .catch(() => undefined)
+      .finally(() => {
+        this.#ownUnderWay -= text.length;
+      });
   }
 }
 

@@ -5,17 +5,24 @@
  * Invariants
  * - What comes for a session that is not open costs one look into a map: nothing is computed, answered or logged.
  * - When the connection to the broker ends, so do all sessions; nobody's frames wait for the next one.
+ * - A session lasts no longer than the right to open it: a key that was taken out of `allowed_signers`, may no more or has expired
+ *   is noticed within seconds.
  */
+import type { OutletId } from "../../hal/ports.ts";
 import { Refusal } from "../commands.ts";
 import { ROOT } from "../messages.ts";
 import type { Incoming } from "../mqtt/message.ts";
 import type { NodeKey } from "../nodekey.ts";
+import { COMMAND_NAMESPACE } from "../sign/envelope.ts";
+import { isValidAt, type Signers } from "../sign/signers.ts";
 import { AgreementError, agree, CONSOLE_NAMESPACE, ephemeral, transcriptOf } from "./agreement.ts";
 import { type Limits, SealedChannel, type Way } from "./sealed.ts";
 import type { OpenSealed } from "./service.ts";
 
 /** Sessions at once; each may have 64 KiB on its way in either direction. */
 const MOST = 8;
+/** How often it is looked whether those inside still may be; the file is small and in the page cache. */
+const CHECK_MS = 2000;
 
 /** What the sessions are made of. */
 export interface SealingsOptions {
@@ -23,6 +30,8 @@ export interface SealingsOptions {
   node: string;
   /** How the node proves itself; absent where it has no key, and then nobody gets in. */
   key: NodeKey | undefined;
+  /** Who may command; asked again and again while sessions are open. */
+  signers: Signers | undefined;
   /** The broker: a frame goes out at once or not at all. */
   frames: {
     readonly hasRoom: boolean;
@@ -39,18 +48,26 @@ export function topicOf(
   return `${ROOT}/${site}/${node}/console/${id}/${direction}`;
 }
 
+/** An open session and whose it is. */
+interface Sealing {
+  channel: SealedChannel;
+  fingerprint: string;
+  outlet: OutletId | undefined;
+}
+
 /** All sealed sessions of one node. */
 export class Sealings {
   readonly #options: SealingsOptions;
   /** By the topic that leads to the node. */
-  readonly #open = new Map<string, SealedChannel>();
+  readonly #open = new Map<string, Sealing>();
+  #checking: NodeJS.Timeout | undefined;
 
   constructor(options: SealingsOptions) {
     this.#options = options;
   }
 
   /** Begins a session. Throws `Refusal` without a signature, for a key that is none, and when too many are open. */
-  open: OpenSealed = ({ key: personKey, id, caller }) => {
+  open: OpenSealed = ({ key: personKey, id, caller, outlet }) => {
     const { site, node, key, limits } = this.#options;
     if (caller.key === undefined)
       throw new Refusal("unauthorised", "a console session over MQTT needs a signed command");
@@ -73,7 +90,7 @@ export class Sealings {
         isPerson: false,
         ...(limits ? { limits } : {}),
       });
-      this.#add(topicOf(opening, "in"), channel);
+      this.#add(topicOf(opening, "in"), { channel, fingerprint: caller.key, outlet });
       return { channel, answer: { key: own.publicKey, proof: key.sign(CONSOLE_NAMESPACE, transcript) } };
     } catch (cause) {
       if (!(cause instanceof AgreementError)) throw cause;
@@ -84,7 +101,7 @@ export class Sealings {
   /** Hands a frame to its session; false when the message is something else. */
   heard({ topic, payload, retain }: Incoming): boolean {
     const { site, node } = this.#options;
-    const channel = this.#open.get(topic);
+    const channel = this.#open.get(topic)?.channel;
     if (channel && retain) channel.refuse("a retained frame came");
     else if (channel) channel.hear(payload);
     return channel !== undefined || topic.startsWith(`${ROOT}/${site}/${node}/console/`);
@@ -96,17 +113,41 @@ export class Sealings {
     if (!first) return;
     this.#open.delete(first[0]);
     this.#open.set(...first);
-    for (const [, channel] of [first, ...others]) channel.proceed();
+    for (const [, { channel }] of [first, ...others]) channel.proceed();
   }
 
   /** The connection to the broker has ended. */
   lose(why: string): void {
-    for (const channel of this.#open.values()) channel.lose(why);
+    for (const { channel } of this.#open.values()) channel.lose(why);
   }
 
-  #add(topic: string, channel: SealedChannel): void {
-    this.#open.set(topic, channel);
-    void channel.ended.then(() => this.#open.delete(topic));
+  #add(topic: string, sealing: Sealing): void {
+    this.#open.set(topic, sealing);
+    void sealing.channel.ended.then(() => this.#open.delete(topic));
+    this.#checking ??= this.#checkLater();
+  }
+
+  #checkLater(): NodeJS.Timeout {
+    return setTimeout(() => {
+      for (const sealing of this.#open.values()) {
+        const why = this.#lapse(sealing);
+        if (why !== undefined) sealing.channel.close(why);
+      }
+      this.#checking = this.#open.size > 0 ? this.#checkLater() : undefined;
+    }, CHECK_MS).unref();
+  }
+
+  /** Why the key of a session would not open it now; undefined while it would. */
+  #lapse({ fingerprint, outlet }: Sealing): string | undefined {
+    const signer = this.#options.signers?.find(fingerprint);
+    if (!signer) return "the key is no longer among the allowed signers";
+    if (!isValidAt(signer, Date.now() / 1000)) return "the key is no longer valid";
+    if (!signer.maySign(COMMAND_NAMESPACE)) return "the key may no longer sign commands";
+    if (!signer.roles.has("console") && !signer.roles.has("admin"))
+      return "the key no longer has the role console";
+    if (outlet !== undefined && !signer.mayOutlet(outlet))
+      return `the key may no longer touch outlet ${outlet}`;
+    return undefined;
   }
 
   #way(topic: string): Way {

@@ -61,6 +61,8 @@ export type OpenSealed = (opening: {
   /** Id of the signed command that it stands in. */
   id: string;
   caller: Caller;
+  /** Behind the line: what the key must be allowed. */
+  outlet: OutletId | undefined;
 }) => { channel: Channel /** For the command's result. */; answer: Record<string, string> };
 
 /** Consoles as the agent sees them. */

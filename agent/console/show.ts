@@ -6,7 +6,7 @@ import { escapeWord } from "./keys.ts";
 import type { WhoLine } from "./openings.ts";
 
 const LIST = "NAME DEVICE BAUD STATE WRITER READERS SINCE OUTLET".split(" ");
-const WHO = "CONSOLE WHO DOOR MAY SINCE IDLE IN OUT".split(" ");
+const WHO = "CONSOLE NO WHO DOOR MAY SINCE IDLE IN OUT".split(" ");
 
 /** The table of consoles, with the reason behind each line that is gone. */
 export function listTable(consoles: readonly ConsoleState[], now: number): string {
@@ -28,16 +28,19 @@ export function listTable(consoles: readonly ConsoleState[], now: number): strin
 /** The table of those who are attached. */
 export function whoTable(attached: readonly WhoLine[], now: number): string {
   if (attached.length === 0) return "nobody\n";
-  const rows = attached.map(({ console, who, door, writes, since, idle_seconds, bytes_in, bytes_out }) => [
-    console,
-    printable(person(who)),
-    door,
-    writes ? "write" : "read",
-    ago(since, now),
-    idle_seconds === undefined ? "-" : lasting(idle_seconds),
-    String(bytes_in),
-    String(bytes_out),
-  ]);
+  const rows = attached.map(
+    ({ console, number, who, door, writes, since, idle_seconds, bytes_in, bytes_out }) => [
+      console,
+      String(number ?? "-"),
+      printable(person(who)),
+      door,
+      writes ? "write" : "read",
+      ago(since, now),
+      idle_seconds === undefined ? "-" : lasting(idle_seconds),
+      String(bytes_in),
+      String(bytes_out),
+    ],
+  );
   return table([WHO, ...rows]);
 }
 

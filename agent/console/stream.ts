@@ -17,7 +17,10 @@ const WINDOW = 16_384;
 const PIECE = 4096;
 /** Last words, and what had come before the other side left, have this long. */
 const LAST_MS = 1000;
+const LOST = "the connection was lost";
 const HEAD = 4;
+/** What may wait for the other side to read it: our own window and its acknowledgements, with room to spare. */
+const MOST_UNREAD = 2 * (WINDOW + MESSAGE_MAX);
 const TAKEN = 0;
 
 /** Makes a channel of a connected socket, which is its own from now on; `rest` is what was read of it already. */
@@ -48,9 +51,10 @@ class StreamChannel implements Channel {
     const { promise, resolve } = Promise.withResolvers<string>();
     this.ended = promise;
     this.#resolve = resolve;
-    socket.on("error", ({ message }) => this.#left(`the connection broke: ${message}`));
-    socket.once("close", () => this.#left("the connection was closed"));
-    if (socket.destroyed) this.#left("the connection was closed");
+    // Whether it was reset, broke, or just ended depends on who was speaking when the other side went
+    socket.on("error", () => this.#left(LOST));
+    socket.once("close", () => this.#left(LOST));
+    if (socket.destroyed) this.#left(LOST);
     this.#arrived(rest);
     socket.on("data", (chunk: Uint8Array) => this.#arrived(chunk));
     // It may have been paused while it changed hands
@@ -95,10 +99,14 @@ class StreamChannel implements Channel {
     this.#socket.write(frame);
   }
 
+  /** Throws `MessageError` where acknowledgements pile up because they are never read. */
   #acknowledge(size: number): void {
+    if (this.#why !== undefined) return;
     const bytes = Buffer.alloc(5, TAKEN);
     bytes.writeUInt32BE(size, 1);
-    if (this.#why === undefined) this.#write(bytes);
+    this.#write(bytes);
+    if (this.#socket.writableLength > MOST_UNREAD)
+      throw new MessageError(`${this.#socket.writableLength} bytes are not read`);
   }
 
   #arrived(chunk: Uint8Array): void {
@@ -128,8 +136,7 @@ class StreamChannel implements Channel {
   #keep(message: Message, size: number): void {
     this.#unheard.push({ message, size });
     this.#unheardBytes += size;
-    // Acknowledgements pile up there when they are never read
-    if (this.#unheardBytes + this.#socket.writableLength > 2 * (WINDOW + MESSAGE_MAX))
+    if (this.#unheardBytes + this.#socket.writableLength > MOST_UNREAD)
       throw new MessageError(`more than the ${WINDOW} bytes that there was room for`);
     void this.#hear();
   }

@@ -1,14 +1,15 @@
 /** A person's stay at a console, whatever way leads there: what they are shown, what they send and what they ask. */
 import { setTimeout as sleep } from "node:timers/promises";
 import type { ConsoleState } from "../messages.ts";
-import { CliError, EXIT, type Exit } from "../terminal.ts";
+import { ANSWER_MS, CliError, EXIT, type Exit } from "../terminal.ts";
 import type { Ask, Channel, Message } from "./channel.ts";
 import type { Item } from "./port.ts";
 
 /** A node that has let somebody in goes on speaking until it has said how things are. */
 const SILENCE_MS = 15_000;
 const SILENT = `the node has said nothing for ${SILENCE_MS / 1000} s`;
-const ANSWER_MS = 15_000;
+/** Until a line has taken what is under way of a file or an errand: 64 KiB at 1200 baud. */
+export const TAKEN_MS = 600_000;
 /** Typed bytes travel in small pieces: whoever leaves leaves little behind that is still to be written. */
 const PIECE = 1024;
 
@@ -90,6 +91,12 @@ export class Visit {
     }
   }
 
+  /** Whoever is about to give the right to type back has it no more, even before the node has said so. */
+  giveUp(): void {
+    if (this.mayWrite && this.view) this.view = { ...this.view, writer: null };
+    this.mayWrite = false;
+  }
+
   /** Goes; resolves when the last words are out. */
   async leave(): Promise<void> {
     this.#channel.close("left");
@@ -107,6 +114,7 @@ export class Visit {
       await this.#show(message);
     if (message.kind === "view") this.#begun.resolve();
   }
+
   /** Resolves when nothing has come for too long; at once when the wait is over. */
   async #silence(over: AbortSignal): Promise<string> {
     while (!over.aborted && this.quietMs < SILENCE_MS)

@@ -37,7 +37,7 @@ export class WriteRight {
   /** Gives somebody who attaches what they want, as far as it is to be had; returns what they must be told where it is not. */
   seat(reader: Reader): string | undefined {
     const { wants, force, who } = reader.options;
-    if (wants === "read") return undefined;
+    if (wants === "read" || isProgram(reader)) return undefined;
     const lock = this.#foreignLock(who);
     if (lock) return `you read: outlet ${lock.outlet} is ${lockedBy(lock, Date.now())}`;
     if (this.#holder && force === undefined) return `you read: ${this.#busyWords(this.#holder)}`;
@@ -61,6 +61,15 @@ export class WriteRight {
     this.#heldSince = performance.now();
     this.#watchIdle(reader);
     this.#options.changed();
+  }
+
+  /** Gives it to a reader who asks for it; returns who had it. Throws `Refusal` where somebody else has locked the outlet. */
+  takeOver(reader: Reader, reason: string): Reader | undefined {
+    this.refuseLocked(reader.who);
+    const before = this.#holder;
+    this.seize(reader, reason);
+    if (!before) this.#options.mark("takeover", `${person(reader.who)} writes now${reasoned(reason)}`);
+    return before;
   }
 
   /** Makes the writer a reader. */
@@ -94,8 +103,7 @@ export class WriteRight {
     this.refuseLocked(reader.who);
     if (this.#holder === reader) return;
     if (this.#holder) throw this.#busy(this.#holder);
-    const { door, wants } = reader.options;
-    if (wants === "read" || door === "socket" || door === "mqtt")
+    if (reader.options.wants === "read" || !isProgram(reader))
       throw new Refusal(
         "busy",
         `console ${this.#options.console}: you only read; nobody writes, so take over with ~f`,
@@ -104,9 +112,13 @@ export class WriteRight {
     this.#options.mark("takeover", `${person(reader.who)} writes now`);
   }
 
-  /** Throws `Refusal` busy when somebody else writes. */
+  /**
+   * Throws `Refusal` busy when somebody writes, unless whoever asks is known to be the same: a key is, while a local name is
+   * what somebody calls themselves. A local writer does it from within the console.
+   */
   refuseBusy(who: string): void {
-    if (this.#holder && this.#holder.who !== who) throw this.#busy(this.#holder);
+    const holder = this.#holder;
+    if (holder && !(who.startsWith("key:") && holder.who === who)) throw this.#busy(holder);
   }
 
   /** Throws `Refusal` locked, in power's own words, when somebody else has locked the outlet. */
@@ -151,4 +163,9 @@ export class WriteRight {
 /** ` (kernel test)`, or nothing. */
 export function reasoned(reason: string | undefined): string {
   return reason ? ` (${reason})` : "";
+}
+
+/** Whether somebody came by a door that cannot ask for the right to write. */
+export function isProgram({ options: { door } }: Pick<Reader, "options">): boolean {
+  return door === "raw" || door === "rfc2217";
 }

@@ -65,7 +65,7 @@ for group, resources in ResourceConfig(sys.argv[1]).data.items():
 `;
 
 /** The shipped files on the ports of this run. */
-async function lab(folder: ReturnType<typeof scratch>, user = "") {
+async function lab(folder: ReturnType<typeof scratch>) {
   const ports = new Map<string, string>();
   for (const port of ["8080", "2217", "2218"]) ports.set(port, String(await freePort()));
   const moved = (text: string) => text.replace(/\b(8080|2217|2218)\b/g, (port) => ports.get(port) ?? port);
@@ -75,11 +75,9 @@ async function lab(folder: ReturnType<typeof scratch>, user = "") {
   node.power.buses[0].driver = "sim";
   node.consoles.pi0.device = "sim:0.0";
   node.consoles.pi1.device = "sim:0.1";
-  if (user) {
-    const [username, password = ""] = user.split(":");
-    Object.assign(node.power.rest, { username, password_file: folder.file("password", password) });
-  }
-  const env = read("env.yaml").replace("'http://", user ? `'http://${user}@` : "'http://");
+  // And what everybody chooses for themselves
+  node.power.rest.password_file = folder.file("password", "s3cret");
+  const env = read("env.yaml").replace(":PASSWORD@", ":s3cret@");
   return { node, env: folder.file("env.yaml", env) };
 }
 
@@ -100,7 +98,7 @@ test.skipIf(bench.isSkipped)(bench.title, async () => {
   );
   // Nothing was refused, which labgrid would not have noticed
   expect(switched.map(({ who, verb, outcome }) => [who, verb, outcome])).toEqual(
-    ["off", "on", "off", "on"].map((verb) => ["local:rest", `power.${verb}`, "done"]),
+    ["off", "on", "off", "on"].map((verb) => ["rest:labgrid", `power.${verb}`, "done"]),
   );
   expect(audit.find(({ verb }) => verb === "console.session")).toMatchObject({
     who: expect.stringMatching(/^rfc2217:127\.0\.0\.1:\d+$/),
@@ -114,11 +112,11 @@ const guarded = needsModule(
 );
 test.skipIf(guarded.isSkipped)(guarded.title, async () => {
   using folder = scratch();
-  const { node, env } = await lab(folder, "labgrid:s3cret");
+  const { node, env } = await lab(folder);
   await using agent = await startAgent(folder.path, node);
   expect(await python(GLANCE, env)).toMatchObject({ exit: 0 });
   expect(auditOf(agent.folder).find(({ verb }) => verb === "power.on")).toMatchObject({
-    who: "local:labgrid",
+    who: "rest:labgrid",
   });
   const { exit, err } = await python(
     GLANCE,
