@@ -13,8 +13,8 @@ const VERBS: Record<string, () => Promise<readonly CliVerb[]>> = {
   unlock: async () => (await import("./power/cli.ts")).POWER_VERBS,
   locks: async () => (await import("./power/cli.ts")).POWER_VERBS,
   console: async () => [
-    ...(await import("./nodekey.ts")).NODE_KEY_VERBS,
     ...(await import("./console/cli.ts")).CONSOLE_VERBS,
+    ...(await import("./nodekey.ts")).NODE_KEY_VERBS,
   ],
   gpio: async () => (await import("./gpio/cli.ts")).GPIO_VERBS,
   i2c: async () => (await import("./i2c/cli.ts")).I2C_VERBS,
@@ -60,8 +60,10 @@ async function dispatch(args: string[], io: Io, json: boolean): Promise<Exit> {
   }
   if (first === "--version") return dispatch(["version"], io, json);
   const { verb, family } = await findVerb(args);
+  // A verb of one word may have others behind it
+  const shown = verb && verb.words !== first ? [verb] : family;
   if (args.includes("--help") || args.includes("-h")) {
-    io.out((verb ? [verb] : family).map(usage).join(""));
+    io.out(shown.map(usage).join(""));
     return EXIT.done;
   }
   if (!verb)

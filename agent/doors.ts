@@ -2,7 +2,7 @@
 
 import { ask, UnansweredError } from "./ask.ts";
 import { attachLocally } from "./console/local.ts";
-import { type Attach, CliError, EXIT, type Io, type Send, UsageError } from "./terminal.ts";
+import { ANSWER_MS, type Attach, CliError, EXIT, type Io, type Send, UsageError } from "./terminal.ts";
 import { isRead } from "./words.ts";
 
 /** Where the agent listens when nobody says otherwise. */
@@ -23,9 +23,6 @@ const FLAGS = [
   "node-key",
 ] as const;
 export type DoorFlags = Partial<Record<(typeof FLAGS)[number], string>>;
-
-/** Longest wait for a final answer when the verb names none; verbs that may take longer say so. */
-const ANSWER_LIMIT_MS = 30_000;
 
 /** What is thrown when a command was sent and its answer did not come. */
 export type Unanswered = (verb: string, why: string, id?: string) => CliError;
@@ -70,7 +67,7 @@ export async function openDoor(words: string[], io: Io): Promise<Door> {
   const send: Send = (
     verb,
     commandArgs,
-    { reason, onProgress = () => undefined, timeoutMs = ANSWER_LIMIT_MS } = {},
+    { reason, onProgress = () => undefined, timeoutMs = ANSWER_MS } = {},
   ) =>
     ask(
       path,

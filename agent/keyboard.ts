@@ -2,10 +2,14 @@
 import { stdin, stdout } from "node:process";
 import { isatty } from "node:tty";
 import { isBun } from "../hal/native/runtime.ts";
+import type { Output } from "./output.ts";
 import type { Keyboard } from "./terminal.ts";
 
-/** The keyboard and the screen of whoever started the program. */
-export function openKeyboard(): Keyboard {
+/** Whoever is done with a raw terminal waits so long for it to take the last words. */
+const FINISH_MS = 500;
+
+/** The keyboard and the screen of whoever started the program; `output` has the way to a terminal. */
+export function openKeyboard(output: Output): Keyboard {
   return {
     isTerminal: isatty(stdin.fd),
     async *read(signal) {
@@ -19,22 +23,27 @@ export function openKeyboard(): Keyboard {
         signal.removeEventListener("abort", stop);
       }
     },
-    raw,
-    show: (bytes) =>
-      new Promise((resolve, reject) => {
+    raw: () => raw(output),
+    show: (bytes) => {
+      if (isatty(stdout.fd)) return output.write(stdout.fd, bytes);
+      return new Promise((resolve, reject) => {
         stdout.write(bytes, (error) => (error ? reject(error) : resolve()));
-      }),
+      });
+    },
   };
 }
 
-async function raw(): Promise<Disposable> {
+async function raw(output: Output): Promise<AsyncDisposable> {
   const makeRaw = await rawMaker();
   const restore = makeRaw();
   // Whoever was stopped with SIGSTOP comes back to a terminal that the shell has set for itself
   const again = () => void makeRaw();
   process.on("exit", restore).on("SIGCONT", again);
+  output.isUsed = true;
   return {
-    [Symbol.dispose]() {
+    async [Symbol.asyncDispose]() {
+      // They were made for a raw terminal
+      await output.finish(FINISH_MS);
       restore();
       process.off("exit", restore).off("SIGCONT", again);
     },

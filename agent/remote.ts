@@ -19,7 +19,7 @@ import type { Link } from "./mqtt/link.ts";
 import type { Incoming } from "./mqtt/message.ts";
 import { sealCommand } from "./sign/envelope.ts";
 import { openKey, type SigningKey } from "./sign/keys.ts";
-import { type Attach, CliError, EXIT, type Io, type Send, UsageError } from "./terminal.ts";
+import { ANSWER_MS, type Attach, CliError, EXIT, type Io, type Send, UsageError } from "./terminal.ts";
 
 /** What is stored about the node arrives within this time, or the node is unknown there. */
 const INFO_MS = 3000;
@@ -68,7 +68,7 @@ export async function openRemote(
   const ask = async (
     id: string,
     also: string[],
-    ...[verb, args, { reason, onProgress = () => undefined, timeoutMs = 30_000 } = {}]: Parameters<Send>
+    ...[verb, args, { reason, onProgress = () => undefined, timeoutMs = ANSWER_MS } = {}]: Parameters<Send>
   ) => {
     const filters = [`${base}/res/${id}`, ...also].map((filter) => ({ filter, wantsRetained: false }));
     const refused = await link.subscribe(filters).catch((error) => {

@@ -68,6 +68,7 @@ export async function openSocket(
   dispatcher: Dispatcher,
   log: Log,
   claim: Claim = () => false,
+  askLimitMs = ASK_LIMIT_MS,
 ): Promise<Part> {
   await mkdir(dirname(path), { recursive: true });
   await refuseTaken(path);
@@ -87,7 +88,7 @@ export async function openSocket(
       if (!claim(session, channel)) channel.close("nobody has promised this session, or too long ago");
     };
     const hasRoom = () => sessions.size < MOST_SESSIONS;
-    void serve(socket, dispatcher, log, { hasRoom, begin });
+    void serve(socket, dispatcher, log, askLimitMs, { hasRoom, begin });
     socket.once("close", () => open.delete(socket));
   });
   // Those who are turned away are being told so.
@@ -133,10 +134,11 @@ async function serve(
   socket: Socket,
   dispatcher: Dispatcher,
   log: Log,
+  askLimitMs: number,
   sessions: { hasRoom: () => boolean; begin: Begin },
 ): Promise<void> {
   try {
-    const said = await firstLine(socket);
+    const said = await firstLine(socket, askLimitMs);
     if (said === undefined) return;
     const asked = parse(said.line);
     const isOpening = asked.success && asked.output.verb === OPENING;
@@ -226,10 +228,13 @@ function parse(bytes: Uint8Array): Parsed {
 }
 
 /** Everything up to the first newline, or more than anybody may say, and what came with it; undefined when the client left or took too long. */
-function firstLine(socket: Socket): Promise<{ line: Uint8Array; rest: Uint8Array } | undefined> {
+function firstLine(
+  socket: Socket,
+  limitMs: number,
+): Promise<{ line: Uint8Array; rest: Uint8Array } | undefined> {
   return new Promise((resolve) => {
     let said: Uint8Array = new Uint8Array();
-    const timer = setTimeout(() => socket.destroy(), ASK_LIMIT_MS);
+    const timer = setTimeout(() => socket.destroy(), limitMs);
     const done = (end?: number) => {
       clearTimeout(timer);
       socket.off("data", take);

@@ -30,7 +30,7 @@ export interface Io {
   stdin(): Promise<Uint8Array>;
   /** Standard input and output as bytes that come and go, for verbs that are conversations. */
   keyboard?: Keyboard;
-  /** Aborts on SIGINT, SIGTERM and SIGHUP. */
+  /** Aborts on SIGINT, SIGTERM, SIGHUP and the other signals that would end the process. */
   signal: AbortSignal;
 }
 
@@ -40,10 +40,16 @@ export interface Keyboard {
   isTerminal: boolean;
   /** What is typed, as it comes; ends at the end of a file, and when the signal aborts. */
   read(signal: AbortSignal): AsyncIterable<Uint8Array>;
-  /** From now on each key comes at once and as it is, Ctrl-C too, and no newline is added to what is shown. Disposing makes the terminal what it was; so does every end of the process but SIGKILL. */
-  raw(): Promise<Disposable>;
+  /** From now on each key comes at once and as it is, Ctrl-C too, and no newline is added to what is shown. Disposing, which waits a moment for what is on its way out, makes the terminal what it was; so does every end of the process that the kernel does not make at once (SIGKILL, a crash of the runtime). */
+  raw(): Promise<AsyncDisposable>;
   /** Shows bytes as they are; resolves when they are on their way out, rejects when nobody looks any more. */
   show(bytes: Uint8Array): Promise<void>;
+}
+
+/** The streams of a verb that is a conversation. */
+export function keyboardOf({ keyboard }: Pick<Io, "keyboard">): Keyboard {
+  if (keyboard) return keyboard;
+  throw new Error("there is neither keyboard nor screen");
 }
 
 /** Wrong words on the command line: exit 2, with the usage of the verb. */
@@ -58,6 +64,9 @@ export class CliError extends Error {
   }
 }
 
+/** Longest wait for the final answer to a command, and for that to a request within a session; verbs that may take longer say so. */
+export const ANSWER_MS = 30_000;
+
 /** Sends one command to the node through whichever door the flags chose; progress arrives while it runs. */
 export type Send = (
   verb: string,
@@ -67,7 +76,14 @@ export type Send = (
 
 /** Attaches to a console through whichever door the flags chose. Throws `CliError` where `console.open` was refused. */
 export type Attach = (
-  args: { console: string; mode: "write" | "read"; force?: boolean; replay_lines?: number },
+  args: {
+    console: string;
+    mode: "write" | "read";
+    force?: boolean;
+    replay_lines?: number;
+    /** Nobody is told of the coming and going: only a replay or a send is wanted. */
+    quiet?: boolean;
+  },
   options?: { reason?: string },
 ) => Promise<Channel>;
 

@@ -115,6 +115,21 @@ test.each<{ document: unknown; says: string[] }>([
       "power.outlets.0.1.node: pi1 is already outlet 0.0",
     ],
   },
+  // On I²C the kernel lets one speak at a time: only one address for two is wrong.
+  {
+    document: powered({
+      buses: [
+        bus({ driver: "pistack-i2c", device: "/dev/i2c-1" }),
+        bus({ driver: "clusterctrl", device: "/dev/i2c-1", boards: [1] }),
+        bus({ driver: "clusterhat", device: "/dev/i2c-1", boards: [2] }),
+        bus({ driver: "pistack-i2c", device: "/dev/i2c-1", boards: [16 - 8], i2c_base: 0x18 }),
+      ],
+    }),
+    says: [
+      "power.buses.2.device: /dev/i2c-1 is bus 1 already",
+      "power.buses.3.device: /dev/i2c-1 is bus 1 already",
+    ],
+  },
   {
     document: powered({ buses: [bus(), bus({ boards: [1] }), bus({ driver: "pistack-i2c", boards: [2] })] }),
     says: [
@@ -164,6 +179,14 @@ test.each<{ document: unknown; says: string[] }>([
       "consoles.a.baud: at least 50, not 10",
       'consoles.a.record.dir: "here" is not an absolute path',
     ],
+  },
+  {
+    document: powered({ rail_volts_min: 6.5 }),
+    says: ["power.rail_volts_min: at most 6, not 6.5"],
+  },
+  {
+    document: powered({ rail_volts_min: "5" }),
+    says: ['power.rail_volts_min: expected a number, received "5"'],
   },
   {
     document: powered({ off_time_seconds: 1 }),
