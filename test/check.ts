@@ -1,7 +1,10 @@
 /** `bun run check`: lint, types, the executables, every test. */
+import { availableParallelism } from "node:os";
 import { close, step, tests } from "./report.ts";
 
 const bin = "node_modules/.bin";
+/** Test files at once: most of them wait most of the time. */
+const AT_ONCE = 3 * availableParallelism();
 close([
   await step("lint", [process.execPath, `${bin}/biome`, "check", "--error-on-warnings"]),
   await step("types", [process.execPath, `${bin}/tsc`]),
@@ -12,5 +15,5 @@ close([
     "arm64-musl",
     ...(process.arch === "x64" ? ["x64"] : ["arm64"]),
   ]),
-  await tests("test/*.test.ts", ["--parallel", "--only-failures", "--timeout=20000"]),
+  await tests("test/*.test.ts", [`--parallel=${AT_ONCE}`, "--only-failures", "--timeout=20000"]),
 ]);

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { aedes, HAS_MOSQUITTO, Mosquitto, NEEDS_MOSQUITTO, obey, scripted } from "./broker.ts";
+import { diesAt, MOMENTS } from "./deaths.ts";
 import { askSocket, Boards, journalOf, OPEN, payload, place, sealed, signers } from "./doors.ts";
 import { type Agent, FRUIT, scratch, startAgent, until } from "./node.ts";
 
@@ -49,88 +50,12 @@ const nodeOf = (node: string, port = broker.port, version: 4 | 5 = 4) =>
     settings: { commands: { allowed_signers: people.file } },
   });
 
-/** How often something was said since something else was. */
-const since = (said: readonly string[], mark: string, what: string) =>
-  said.includes(mark) ? said.slice(said.indexOf(mark)).filter((one) => one === what).length : 0;
+/** While the Pi shuts down, and while it has no power; test/proof/crash.proof.ts has every moment. */
+const TWO = MOMENTS.filter(({ node }) => node === "stopping" || node === "off");
 
-/** A cycle by force asks nobody and is at its end sooner. */
-const FORCED = { force: true };
-
-test.concurrent.each<{
-  moment: string;
-  node: string;
-  args?: typeof FORCED;
-  isNow: (said: readonly string[]) => boolean;
-}>([
-  { moment: "its Pi is asked to shut down", node: "asked", isNow: (said) => said.at(-1) === "signal 0.0" },
-  {
-    moment: "its Pi shuts down",
-    node: "stopping",
-    isNow: (said) => since(said, "signal 0.0", "powered 0.0") === 3,
-  },
-  { moment: "its supply is cut", node: "cut", isNow: (said) => said.at(-1) === "forceOff 0.0" },
-  {
-    moment: "it is off",
-    node: "off",
-    args: FORCED,
-    isNow: (said) => since(said, "forceOff 0.0", "powered 0.0") === 2,
-  },
-  {
-    moment: "its supply is switched on",
-    node: "on",
-    args: FORCED,
-    isNow: (said) => said.at(-1) === "on 0.0",
-  },
-  {
-    moment: "it is read back",
-    node: "back",
-    args: FORCED,
-    isNow: (said) => since(said, "on 0.0", "powered 0.0") === 1,
-  },
-])(
+test.concurrent.each(TWO)(
   "an agent killed in a power.cycle when $moment leaves power alone and owns up",
-  async ({ node, args, isNow }) => {
-    await using here = await nodeOf(node);
-    const { boards, person, start } = here;
-    const first = await start();
-    await person.status("online");
-    await boards.looked();
-    const envelope = await sealed(
-      people.keys.alice,
-      node,
-      "power.cycle",
-      { outlets: ["0.0"], ...args },
-      { node, reason: "hung in U-Boot" },
-    );
-    boards.onRequest = () => {
-      if (isNow(boards.said)) first.kill("SIGKILL");
-    };
-    await person.say("cmd/power.cycle", envelope);
-    await first.exited;
-    boards.onRequest = () => undefined;
-    // The board has heard what was on the wire when the agent died, and does it.
-    const atDeath = { supplies: boards.supplies, switched: [...boards.switched] };
-    expect(journalOf(first, node).accepted).toMatchObject({ verb: "power.cycle", who: "key:alice" });
-    expect(journalOf(first, node).finished).toBeUndefined();
-
-    await using second = await start();
-    await boards.looked(2);
-    expect(boards.switched).toEqual(atDeath.switched);
-    expect(boards.supplies).toBe(atDeath.supplies);
-
-    const interrupted = { state: "unconfirmed", code: "restarted", by: "key:alice" };
-    expect(await person.final(`fruit/v1/lab/${node}/res/${node}`)).toMatchObject(interrupted);
-    const [job] = await askSocket(second.socket, "job.get", { id: node }).then((all) => all.slice(-1));
-    expect(job?.result).toMatchObject({ jobs: [{ id: node, verb: "power.cycle", ...interrupted }] });
-    expect(await second.cli("audit", "verify")).toMatchObject({ exit: 0 });
-
-    const seen = person.tap.heard.length;
-    await person.say("cmd/power.cycle", envelope);
-    // What is said of an id is said of the command that has it.
-    expect(await person.final(`fruit/v1/lab/${node}/res/${node}`, seen)).toMatchObject(interrupted);
-    await until("it is refused", () => person.refusals.includes("duplicate"));
-    expect(boards.switched).toEqual(atDeath.switched);
-  },
+  (moment) => diesAt(moment, folder.path, broker.port, people),
 );
 
 test.concurrent("an agent killed as soon as it has accepted a command owns up to it", async () => {

@@ -21,7 +21,7 @@ function kindOf(names: string[], topic: string): string | undefined {
   });
 }
 
-test("the demo's commands work as printed, its nodes come and go with their power, and every message keeps the contract", async () => {
+test.concurrent("the demo's commands work as printed, its nodes come and go with their power, and every message keeps the contract", async () => {
   using folder = scratch();
   const port = await freePort();
   const state = join(folder.path, "demo");
@@ -121,13 +121,13 @@ test("the demo's commands work as printed, its nodes come and go with their powe
   );
 }, 120_000);
 
-test("--for ends the demo with exit 0", async () => {
+test.concurrent("--for ends the demo with exit 0", async () => {
   const { exit, out } = await fruit(["demo", "--nodes", "2", "--for", "4"]);
   expect(exit).toBe(0);
   expect(out).toContain("demo: over; 2 nodes were online");
 }, 30_000);
 
-test("agents of a demo that was killed end by themselves", async () => {
+test.concurrent("agents of a demo that was killed end by themselves", async () => {
   using folder = scratch();
   const demo = Bun.spawn([...FRUIT.command, "demo", "--nodes", "2", "--state", folder.path], {
     env: { PATH: process.env.PATH ?? "", ...FRUIT.env },
@@ -142,7 +142,7 @@ test("agents of a demo that was killed end by themselves", async () => {
   await until("nobody answers", async () => (await status()).err.includes("nobody answers"));
 }, 30_000);
 
-test("a port that is taken, and a folder with a demo in it, are refused by name, and nothing stays behind", async () => {
+test.concurrent("a port that is taken, and a folder with a demo in it, are refused by name, and nothing stays behind", async () => {
   using folder = scratch();
   const port = await freePort();
   const other = Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } });

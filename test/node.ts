@@ -1,5 +1,5 @@
 /** Starts the program as users do: the shipped executables where this machine can run them, the sources otherwise. */
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -22,29 +22,31 @@ export const SOURCES: Executable = {
   env: {},
 };
 
+/** What to do where the executable itself is missing. */
+const unbuilt = (file: string) => (existsSync(join(root, file)) ? {} : { missing: "bun run build" });
+
 function muslX64(): Executable {
+  const file = "dist/fruit-linux-x64-musl";
   const lib = join(cache, "musl-x86_64/lib");
   const isReady = process.arch === "x64" && existsSync(lib) && existsSync("/lib/ld-musl-x86_64.so.1");
   return {
     name: "x64 musl",
-    command: [join(root, "dist/fruit-linux-x64-musl")],
+    command: [join(root, file)],
     env: { LD_LIBRARY_PATH: lib },
+    ...unbuilt(file),
     ...(isReady ? {} : { missing: "sudo --preserve-env=HOME test/musl.sh x86_64" }),
   };
 }
 
 function muslArm64(): Executable {
+  const file = "dist/fruit-linux-arm64-musl";
   const lib = join(cache, "musl-aarch64/lib");
   const isReady = existsSync(lib) && Bun.which("qemu-aarch64-static") !== null;
   return {
     name: "arm64 musl, emulated",
-    command: [
-      "qemu-aarch64-static",
-      "-E",
-      `LD_LIBRARY_PATH=${lib}`,
-      join(root, "dist/fruit-linux-arm64-musl"),
-    ],
+    command: ["qemu-aarch64-static", "-E", `LD_LIBRARY_PATH=${lib}`, join(root, file)],
     env: { QEMU_LD_PREFIX: join(cache, "musl-aarch64") },
+    ...unbuilt(file),
     ...(isReady
       ? {}
       : { missing: "apt-get install qemu-user-static && sudo --preserve-env=HOME test/musl.sh aarch64" }),
@@ -54,9 +56,18 @@ function muslArm64(): Executable {
 /** The executables that Alpine nodes run. */
 export const SHIPPED: readonly Executable[] = [muslX64(), muslArm64()];
 
-/** The best there is on this machine for a test that wants the real thing once. */
+/** The best there is on this machine for a test that wants the real thing once: an executable that is older than its sources proves nothing of them. */
 export const FRUIT: Executable =
-  SHIPPED.find(({ missing, name }) => !missing && name === "x64 musl") ?? SOURCES;
+  SHIPPED.find(({ missing, name }) => !missing && name === "x64 musl" && isFresh()) ?? SOURCES;
+
+function isFresh(): boolean {
+  const builtAt = statSync(join(root, "dist/fruit-linux-x64-musl"), { throwIfNoEntry: false })?.mtimeMs ?? 0;
+  return ["agent", "boot", "hal"].every((folder) =>
+    readdirSync(join(root, folder), { recursive: true, withFileTypes: true }).every(
+      (entry) => !entry.isFile() || statSync(join(entry.parentPath, entry.name)).mtimeMs < builtAt,
+    ),
+  );
+}
 
 /** A test title with what would have to be installed for it to run. */
 export function needs(

@@ -93,7 +93,7 @@ async function i2c(): Promise<number> {
 async function aside(): Promise<number> {
   const file = checked("eventfd", libc().eventfd(0, 0));
   try {
-    return await each(() => ioctlAside(file, FIONBIO, new Int32Array([0])));
+    return await each(() => ioctlAside("serial", file, FIONBIO, new Int32Array([0])));
   } finally {
     closeSync(file);
   }

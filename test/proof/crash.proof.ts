@@ -4,9 +4,11 @@
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
+import { createConnection } from "node:net";
 import { join } from "node:path";
 import { verifyAudit } from "../../agent/record/chain.ts";
 import { aedes } from "../broker.ts";
+import { diesAt, MOMENTS } from "../deaths.ts";
 import { askSocket, type Boards, journalOf, place, SITE, sealed, signers } from "../doors.ts";
 import { seeded } from "../fakes.ts";
 import { type Agent, FRUIT, scratch, until } from "../node.ts";
@@ -172,11 +174,20 @@ test(`${KILLS} agents killed at moments of seed ${SEED} leave power alone, lose 
   expect(counts.get("interrupted")?.length ?? 0).toBeGreaterThan(KILLS / 6);
 }, 600_000);
 
-test("SIGTERM ends an agent that is switching, within two seconds at the median", async () => {
+test.each(MOMENTS)(
+  "an agent killed in a power.cycle when $moment leaves power alone and owns up",
+  (moment) => diesAt(moment, folder.path, broker.port, people),
+  60_000,
+);
+
+test("SIGTERM ends an agent that is switching and has a console session with one who does not listen, within two seconds at the median", async () => {
   await using here = await place(folder.path, "term", broker.port, {
     version: 4,
     wireTime: true,
-    settings: { commands: { allowed_signers: people.file } },
+    settings: {
+      commands: { allowed_signers: people.file },
+      consoles: { free: { device: "/dev/ttyUSB7" } },
+    },
   });
   const { boards, person, start } = here;
   boards.stack.fault("hang", true);
@@ -184,6 +195,11 @@ test("SIGTERM ends an agent that is switching, within two seconds at the median"
   for (let n = 0; n < 11; n++) {
     const agent = await start();
     await person.status("online");
+    const deaf = createConnection(agent.socket);
+    deaf.write('{"verb":"console.open","args":{"console":"free","mode":"read"}}\n');
+    await until("it is attached", async () =>
+      JSON.stringify(await askSocket(agent.socket, "console.who")).includes('"door":"socket"'),
+    );
     const from = boards.said.length;
     await person.say(
       "cmd/power.off",
@@ -194,6 +210,7 @@ test("SIGTERM ends an agent that is switching, within two seconds at the median"
     agent.kill("SIGTERM");
     expect(await agent.exited).toBe(0);
     times.push(performance.now() - startedAt);
+    deaf.destroy();
     await person.status("offline");
     const answer = await person.final(`fruit/v1/${SITE}/term/res/term-${n}`);
     expect(answer).toMatchObject({ state: "unconfirmed", code: "stopping" });

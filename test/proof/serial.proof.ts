@@ -18,11 +18,10 @@ const proof = test.skipIf(missing !== undefined);
 const titled = (title: string) => (missing ? `${title} [needs: ${missing}]` : title);
 
 let machine: Machine | undefined;
-const folder = scratch();
 
 beforeAll(async () => {
   if (missing) return;
-  const program = await compileGuest("serial", "amd64", folder.path);
+  const program = await compileGuest("serial", "amd64");
   machine = await startQ35({
     rootFiles: { "/bin/serial": program },
     modules: ["xhci-pci", "ftdi_sio"],
@@ -32,7 +31,6 @@ beforeAll(async () => {
 
 afterAll(async () => {
   await machine?.[Symbol.asyncDispose]();
-  folder[Symbol.dispose]();
 });
 
 function guest(): Machine {
