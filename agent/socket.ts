@@ -85,7 +85,7 @@ export async function openSocket(
       sessions.add(socket);
       socket.once("close", () => sessions.delete(socket));
       const channel = streamChannel(socket, rest);
-      if (!claim(session, channel)) channel.close("nobody has promised this session, or too long ago");
+      if (!claim(session, channel)) channel.close("nobody has promised such a session, or too long ago");
     };
     const hasRoom = () => sessions.size < MOST_SESSIONS;
     void serve(socket, dispatcher, log, askLimitMs, { hasRoom, begin });

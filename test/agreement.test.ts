@@ -117,7 +117,7 @@ describe("frames", () => {
       what: "with another number",
       after: 2,
       frame: changed(at(3), 6),
-      says: "what came as frame 259 is no frame of this session",
+      says: "what came as frame 259 is no frame of the session",
     },
     {
       what: "of another session",
@@ -131,7 +131,7 @@ describe("frames", () => {
       what: "with the highest number there is",
       after: 0,
       frame: Buffer.concat([Buffer.alloc(8, 0xff), Buffer.alloc(40)]),
-      says: "is no frame of this session",
+      says: "is no frame of the session",
     },
   ])("one $what is refused and named", ({ after, frame, says }) => {
     const opener = openerAfter(frames.slice(0, after));

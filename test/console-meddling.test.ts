@@ -123,7 +123,7 @@ test("who puts a key of their own into the node's answer is found out, and nothi
   expect(error).toMatchObject({
     exit: 7,
     message: expect.stringMatching(
-      /^node pi1 did not prove that it opened this session \(the signature does not match/,
+      /^node pi1 did not prove that it opened the session \(the signature does not match/,
     ),
   });
   expect(frames(tap, "in")).toEqual([]);
@@ -210,6 +210,6 @@ describe.skipIf(!HAS_MOSQUITTO)(`at Mosquitto ${NEEDS_MOSQUITTO}`, () => {
       Buffer.from(new Sealer(new Uint8Array(32)).seal(Buffer.from("x"))),
       { qos: 1 },
     );
-    expect(await stay.over()).toContain("what came as frame 1 is no frame of this session");
+    expect(await stay.over()).toContain("what came as frame 1 is no frame of the session");
   });
 });

@@ -246,7 +246,7 @@ describe("send", () => {
       next: async (session: Session) => session.say("something else\n"),
       exit: 5,
       out: "something else\n",
-      says: 'console rack1-a: "login:" did not come within 0.5 s',
+      says: 'console rack1-a: "login:" did not come within 2 s',
     },
     {
       what: "cannot come any more",
@@ -276,6 +276,7 @@ describe("send", () => {
       says: "",
     },
   ])("exits with $exit when what is expected $what", async ({ next, exit, out, says }) => {
+    const seconds = exit === 5 ? "2" : "15";
     using there = node();
     there.begins = async (session) => {
       await session.look();
@@ -283,7 +284,7 @@ describe("send", () => {
       await next(session);
     };
     expect(
-      await start(there, ["send", "rack1-a", "x", "--expect", "login:", "--timeout", "0.5"]).ended,
+      await start(there, ["send", "rack1-a", "x", "--expect", "login:", "--timeout", seconds]).ended,
     ).toMatchObject({
       exit,
       out,

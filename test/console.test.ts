@@ -569,6 +569,16 @@ test("breaks and settings are the writer's, marked, on record, and hold when the
   expect(bench.service.consoles.get("rack1-a")?.state.baud).toBe(9600);
 });
 
+test("who toggles a line in a loop turns neither the record nor the audit log over", async () => {
+  const bench = consoleBench();
+  await bench.start();
+  const { attachment } = bench.attach("rfc2217:127.0.0.1:5", { door: "rfc2217" });
+  for (let n = 0; n < 60; n++) await attachment.setLines({ dtr: n % 2 === 1 });
+  expect(await refusal(attachment.setLines({ dtr: false }))).toStartWith("busy: too many breaks and changes");
+  expect(await refusal(attachment.sendBreak())).toStartWith("busy: ");
+  expect(bench.audited.filter(({ verb }) => verb === "console.lines")).toHaveLength(60);
+});
+
 test("the fact of a session is on record with its bytes and its end; what was typed is nowhere", async () => {
   const bench = consoleBench();
   await bench.start();

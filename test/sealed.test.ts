@@ -300,7 +300,7 @@ describe("a session", () => {
     {
       what: "made up",
       between: (frame, number) => (number === 3 ? [Buffer.alloc(80, 7)] : [frame]),
-      says: "is no frame of this session",
+      says: "is no frame of the session",
     },
     {
       what: "longer than any",
@@ -350,7 +350,7 @@ describe("a session", () => {
     slow.resolve();
     await settle(100);
     expect(person.ended).toBe(node.ended as string);
-    expect(person.ended).toContain("is no frame of this session");
+    expect(person.ended).toContain("is no frame of the session");
   });
 
   test("the last words wait for room on the way, but not for long", async () => {
@@ -364,7 +364,7 @@ describe("a session", () => {
       node.hasRoom = isRoom;
       node.channel.proceed();
       await settle(1100);
-      expect(node.ended).toContain("is no frame of this session");
+      expect(node.ended).toContain("is no frame of the session");
       expect(person.ended).toBe(isRoom ? node.ended : undefined);
       person.channel.lose("over");
     }
@@ -384,7 +384,7 @@ describe("a session", () => {
     await settle();
     person.channel.hear(person.frames[0] as Uint8Array);
     await settle();
-    expect(person.ended).toContain("what came as frame 1 is no frame of this session");
+    expect(person.ended).toContain("what came as frame 1 is no frame of the session");
     expect(node.ended).toBe(person.ended as string);
   });
 

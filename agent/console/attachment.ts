@@ -1,5 +1,6 @@
 import type { LineSettings } from "../../hal/ports.ts";
 import { Refusal } from "../commands.ts";
+import type { FailureLimit } from "../sign/limit.ts";
 import { printable } from "../terminal.ts";
 import type { KeptLine } from "./line.ts";
 import type { Attachment, Signals } from "./port.ts";
@@ -19,6 +20,8 @@ interface AttachmentMeans {
   setLines: (signals: Partial<Signals>) => Promise<boolean>;
   audit: (verb: string, facts?: object) => void;
   leave: (why: string) => void;
+  /** How many breaks and changes the console takes. */
+  controls: FailureLimit;
 }
 
 /** A reader's hold on its console: whatever needs the right to write is checked at each call. */
@@ -33,6 +36,15 @@ export function attachmentOf(reader: Reader, means: AttachmentMeans): Attachment
     right.require(reader);
     reader.typed(typed);
   };
+  // Each of these is a mark and on record: a program that toggles a line in a loop must not turn those over
+  const requireControl = () => {
+    requireRight();
+    if (!means.controls.take())
+      throw new Refusal(
+        "busy",
+        "too many breaks and changes of settings in a short time; one every few seconds is taken",
+      );
+  };
   return {
     who: reader.who,
     get mayWrite() {
@@ -44,16 +56,16 @@ export function attachmentOf(reader: Reader, means: AttachmentMeans): Attachment
       means.sent(bytes.length);
     },
     sendBreak: async () => {
-      requireRight();
+      requireControl();
       await means.sendBreak();
       means.audit("console.break");
     },
     setLines: async (lines) => {
-      requireRight();
+      requireControl();
       if (await means.setLines(lines)) means.audit("console.lines", lines);
     },
     change: async (settings) => {
-      requireRight();
+      requireControl();
       if (await means.change(settings)) means.audit("console.set", settings);
     },
     takeOver: (reason) => {

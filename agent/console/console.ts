@@ -10,6 +10,7 @@ import type { LineSettings, OutletId } from "../../hal/ports.ts";
 import { clip, Refusal } from "../commands.ts";
 import type { ConsoleState } from "../messages.ts";
 import { person } from "../power/show.ts";
+import { FailureLimit } from "../sign/limit.ts";
 import { counted, printable } from "../terminal.ts";
 import { attachmentOf } from "./attachment.ts";
 import { inWords, KeptLine } from "./line.ts";
@@ -28,6 +29,9 @@ const BREAK_MS = 300;
 /** Longest text of a mark, characters: whatever somebody gives as a reason, it fits a message. */
 const MARK_MAX = 1000;
 
+/** Breaks and changes of settings of those attached at once, and then one each so many seconds. */
+const CONTROLS = { burst: 60, secondsEach: 5 };
+
 /** Who asks without being attached; the reason stands in the mark. */
 export interface Asker {
   who: string;
@@ -44,6 +48,7 @@ export class SerialConsole implements Console {
   readonly #device: string;
   readonly #options: ConsoleOptions;
   readonly #line: KeptLine;
+  readonly #controls = new FailureLimit(CONTROLS);
   readonly #right: WriteRight;
   readonly #recording: Recording | undefined;
   readonly #told: Paced<ConsoleState>;
@@ -182,6 +187,7 @@ export class SerialConsole implements Console {
       setLines: (signals) => this.#setLines({ who }, signals),
       audit: (verb, facts) => this.#audit(reader, verb, facts),
       leave: (why) => this.#leave(reader, why),
+      controls: this.#controls,
     });
   }
 

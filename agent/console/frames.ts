@@ -50,7 +50,7 @@ export class Opener {
       throw new FrameError(
         number === next
           ? `frame ${number} was altered`
-          : `what came as frame ${number} is no frame of this session`,
+          : `what came as frame ${number} is no frame of the session`,
       );
     if (number < next) throw new FrameError(`frame ${number} came again`);
     if (number === next + 1) throw new FrameError(`frame ${next} is missing`);

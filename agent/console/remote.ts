@@ -66,7 +66,7 @@ function conclude(opening: RemoteOpening, own: Ephemeral, result: unknown) {
     if (!isForged) throw cause;
     throw new CliError(
       EXIT.unauthorised,
-      `node ${node} did not prove that it opened this session (${cause.message}); somebody may stand between you and it, and nothing was sent`,
+      `node ${node} did not prove that it opened the session (${cause.message}); somebody may stand between you and it, and nothing was sent`,
       { cause },
     );
   }

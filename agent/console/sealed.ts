@@ -163,7 +163,7 @@ export class SealedChannel implements Channel {
     this.#end(message);
   }
 
-  /** Takes a frame that came on this session's topic. */
+  /** Takes a frame that came on the session's topic. */
   hear(frame: Uint8Array): void {
     if (this.#isCut || this.#isOver) return;
     try {
