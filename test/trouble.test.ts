@@ -47,6 +47,11 @@ test.concurrent.skipIf(!HAS_MOSQUITTO)(
     expect(bySocket.exit).toBe(6);
     await until("the alarm", () => person.heard("alarm/bus-0").at(-1)?.severity === "critical");
     expect(person.heard("state/outlet/0.0").at(-1)).toMatchObject({ supply: "unknown" });
+    await agent.cli("telemetry", "boost", "--for", "20s", "--every", "1s");
+    await until(
+      "the errors are counted",
+      () => Number(person.heard("tele/agent/main").at(-1)?.bus_errors_total) > 0,
+    );
     boards.stack.fault("dead-bus", false);
     await until("it is over", () => person.tap.texts(`${ROOT}/${SITE}/dark/alarm/bus-0`).at(-1) === "");
     expect(person.heard("state/outlet/0.0").at(-1)).toMatchObject({ supply: "on" });
