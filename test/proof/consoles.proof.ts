@@ -235,7 +235,7 @@ console telnet { master localhost; include fruit; type host; host 127.0.0.1; por
   const said = (name: string) => readFileSync(log(name));
   await until("conserver is attached", async () => {
     const { out } = await agent.cli("console", "who");
-    return /^pi0 +raw:/m.test(out) && /^pi1 +root/m.test(out) && /^pi2 +rfc2217:/m.test(out);
+    return /^pi0 +\d+ +raw:/m.test(out) && /^pi1 +\d+ +root/m.test(out) && /^pi2 +\d+ +rfc2217:/m.test(out);
   });
   await until("its logs begin", () => names.every((name) => said(name).includes("Console up")));
   const before = new Map(names.map((name) => [name, said(name).length]));
