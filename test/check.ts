@@ -15,5 +15,10 @@ close([
     "arm64-musl",
     ...(process.arch === "x64" ? ["x64"] : ["arm64"]),
   ]),
-  await tests("test/*.test.ts", [`--parallel=${AT_ONCE}`, "--only-failures", "--timeout=20000"]),
+  await tests("test/*.test.ts", [
+    "--randomize",
+    `--parallel=${AT_ONCE}`,
+    "--only-failures",
+    "--timeout=20000",
+  ]),
 ]);

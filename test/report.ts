@@ -31,7 +31,6 @@ export async function tests(pattern: string, flags: string[]): Promise<Tally> {
   const command = [
     process.execPath,
     "test",
-    "--randomize",
     ...flags,
     "--reporter=junit",
     `--reporter-outfile=${outfile}`,

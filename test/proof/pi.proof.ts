@@ -191,6 +191,7 @@ describe.skipIf(missing !== undefined)(`a Pi 3 in emulation${missing ? ` [needs:
       await agent[Symbol.asyncDispose]();
       // The kernel takes back what a program had that has ended: why relays belong on sysfs.
       expect((await pinOf(pi, 27)).isOutput).toBe(false);
+      await pi.output("umount /sys/class/gpio");
     },
     LIMITS.test,
   );
