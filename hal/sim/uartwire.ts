@@ -2,10 +2,9 @@
  * The UART of a simulated Pi in another process, on a Unix socket: what it says as it is; towards it a break is the bytes
  * ff 00, and the byte ff is ff ff.
  */
-import { chmodSync, rmSync } from "node:fs";
-import { connect, createServer, type Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { HalError, type LineEvents, type SerialLine } from "../ports.ts";
+import { openUnix, serveUnix } from "./unix.ts";
 
 const ESCAPE = 0xff;
 const BREAK = Uint8Array.of(ESCAPE, 0);
@@ -25,25 +24,14 @@ export async function serveUart(
   end: UartEnd,
   signal: AbortSignal,
 ): Promise<(bytes: Uint8Array) => void> {
-  rmSync(path, { force: true });
-  const open = new Set<Socket>();
-  const server = createServer((socket) => {
-    open.add(socket);
-    const take = unescaped(end);
-    socket.on("data", take);
-    socket.on("error", () => socket.destroy());
-    socket.once("close", () => open.delete(socket));
-  });
-  await new Promise<void>((resolve, reject) => {
-    server.once("error", reject);
-    server.listen(path, resolve);
-  });
-  chmodSync(path, 0o600);
-  signal.addEventListener("abort", () => {
-    server.close();
-    for (const socket of open) socket.destroy();
-    rmSync(path, { force: true });
-  });
+  const open = await serveUnix(
+    path,
+    (socket) => {
+      const take = unescaped(end);
+      socket.on("data", take);
+    },
+    signal,
+  );
   return (bytes) => {
     for (const socket of open) if (socket.writableLength < MOST_WAITING) socket.write(bytes);
   };
@@ -51,13 +39,7 @@ export async function serveUart(
 
 /** Opens the UART served on `path` as a line. Throws `HalError` absent when nobody serves it. */
 export async function openUart(path: string, events: LineEvents): Promise<SerialLine> {
-  const socket = await new Promise<Socket>((resolve, reject) => {
-    const opening = connect(path);
-    opening.once("connect", () => resolve(opening));
-    opening.once("error", (cause) =>
-      reject(new HalError("absent", `${path}: no simulated Pi there`, { cause })),
-    );
-  });
+  const socket = await openUnix(path, "absent", "no simulated Pi there");
   let isClosed = false;
   socket.on("data", (chunk: Buffer) => events.bytes(new Uint8Array(chunk)));
   socket.on("error", () => socket.destroy());

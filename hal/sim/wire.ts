@@ -3,9 +3,8 @@
  * Unix socket; a node in another process has that socket for its serial line. So a controller can be killed and the
  * boards keep their state, as real ones do.
  */
-import { chmodSync, rmSync } from "node:fs";
-import { connect, createServer, type Socket } from "node:net";
 import { HalError, type SerialLink } from "../ports.ts";
+import { openUnix, serveUnix } from "./unix.ts";
 
 /** Longest reply or request on the bus, bytes; more is noise. */
 const MOST_BYTES = 512;
@@ -17,47 +16,30 @@ export async function serveBus(
   isRequest: (bytes: Uint8Array) => boolean,
   signal: AbortSignal,
 ): Promise<void> {
-  rmSync(path, { force: true });
-  const open = new Set<Socket>();
-  const server = createServer((socket) => {
-    open.add(socket);
-    let pending = Buffer.alloc(0);
-    let last = Promise.resolve();
-    socket.on("data", (chunk: Buffer) => {
-      pending = Buffer.concat([pending, chunk]);
-      if (pending.length > MOST_BYTES) pending = Buffer.alloc(0);
-      if (!isRequest(pending)) return;
-      const request = pending;
-      pending = Buffer.alloc(0);
-      last = last.then(async () => {
-        const reply = await boards(request).catch(() => new Uint8Array());
-        if (socket.writable && reply.length > 0) socket.write(reply);
+  await serveUnix(
+    path,
+    (socket) => {
+      let pending = Buffer.alloc(0);
+      let last = Promise.resolve();
+      socket.on("data", (chunk: Buffer) => {
+        pending = Buffer.concat([pending, chunk]);
+        if (pending.length > MOST_BYTES) pending = Buffer.alloc(0);
+        if (!isRequest(pending)) return;
+        const request = pending;
+        pending = Buffer.alloc(0);
+        last = last.then(async () => {
+          const reply = await boards(request).catch(() => new Uint8Array());
+          if (socket.writable && reply.length > 0) socket.write(reply);
+        });
       });
-    });
-    socket.on("error", () => socket.destroy());
-    socket.once("close", () => open.delete(socket));
-  });
-  await new Promise<void>((resolve, reject) => {
-    server.once("error", reject);
-    server.listen(path, resolve);
-  });
-  chmodSync(path, 0o600);
-  signal.addEventListener("abort", () => {
-    server.close();
-    for (const socket of open) socket.destroy();
-    rmSync(path, { force: true });
-  });
+    },
+    signal,
+  );
 }
 
 /** Opens the bus served on `path` as a serial line. Throws `HalError` io when nobody serves it: it may be served later. */
 export async function openBus(path: string): Promise<SerialLink> {
-  const socket = await new Promise<Socket>((resolve, reject) => {
-    const opening = connect(path);
-    opening.once("connect", () => resolve(opening));
-    opening.once("error", (cause) =>
-      reject(new HalError("io", `${path}: no simulated bus there`, { cause })),
-    );
-  });
+  const socket = await openUnix(path, "io", "no simulated bus there");
   let collected = Buffer.alloc(0);
   let heard: () => void = () => undefined;
   socket.on("data", (chunk: Buffer) => {
