@@ -1,6 +1,8 @@
 /** `fruit console` as a person has it: a real terminal, the executable, and a node that does what the test says. */
+
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
+import { banner } from "../agent/console/show.ts";
 import { scratch, startAgent, until } from "./node.ts";
 import { ScriptedNode, type Session, Visitor } from "./visitor.ts";
 
@@ -509,4 +511,14 @@ describe("marks", () => {
     await met.session.say("\r\nplain\r\n", at);
     await met.alice.sees("]\r\n\r\nplain\r\n");
   });
+});
+
+test.each([
+  { readers: 0, mayWrite: true, says: "you may type; Enter" },
+  { readers: 2, mayWrite: true, says: "you may type; 2 others read; Enter" },
+  { readers: 2, mayWrite: false, says: "you read, bob writes; 1 other reads; Enter" },
+])("the first words count who else is there: $says", ({ readers, mayWrite, says }) => {
+  const view = { v: 1, name: "rack1-a", device: "tty", baud: 9600, state: "up", readers } as const;
+  const options = { mayWrite, wants: "write", escape: 0x7e, isThroughSsh: false } as const;
+  expect(banner({ ...view, writer: mayWrite ? "local:me" : "local:bob" }, options)).toContain(says);
 });

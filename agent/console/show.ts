@@ -1,7 +1,7 @@
 /** How consoles look to people. */
 import type { ConsoleState } from "../messages.ts";
 import { person } from "../power/show.ts";
-import { lasting, printable, table } from "../terminal.ts";
+import { counted, lasting, printable, table } from "../terminal.ts";
 import { escapeWord } from "./keys.ts";
 import type { WhoLine } from "./openings.ts";
 
@@ -50,14 +50,20 @@ function ago(since: string | undefined, now: number): string {
 
 /** What a person is told when they are attached: which line, whether they may type, and how to get out. */
 export function banner(
-  { name, device, baud, outlet, state, error, writer }: ConsoleState,
+  { name, device, baud, outlet, state, error, writer, readers }: ConsoleState,
   options: { mayWrite: boolean; wants: "write" | "read"; escape: number | undefined; isThroughSsh: boolean },
 ): string {
   const place = [device, `${baud} baud`, ...(outlet === undefined ? [] : [`outlet ${outlet}`])].join(", ");
   const line = state === "up" ? place : `${place}, gone${error ? ` (${error})` : ""}`;
-  return [`${name}: ${line}`, rights(writer, options), ...ways(options.escape, options.isThroughSsh)].join(
-    "; ",
-  );
+  // Whoever does not write is one of the readers
+  const others = readers - (options.mayWrite ? 0 : 1);
+  const company = others > 0 ? [counted(others, "other reads", "others read")] : [];
+  return [
+    `${name}: ${line}`,
+    rights(writer, options),
+    ...company,
+    ...ways(options.escape, options.isThroughSsh),
+  ].join("; ");
 }
 
 function rights(writer: string | null, { mayWrite, wants }: { mayWrite: boolean; wants: string }): string {
