@@ -1,5 +1,6 @@
 /** Opens the real machine. What a board, kernel or permission lacks is absent, never an error. */
 import { closeSync, openSync, readdirSync, readlinkSync, readSync, statfsSync, writeFileSync } from "node:fs";
+import { openDisk } from "./disk.ts";
 import { listGpio, openGpio } from "./gpio.ts";
 import { openHeart } from "./heart.ts";
 import { openI2cLink } from "./i2c.ts";
@@ -19,6 +20,7 @@ export function openLinux(): Hal {
     listGpio: () => listGpio(),
     openGpio: (gpio, use) => openGpio(gpio, use),
     openHeart: (gpio, times) => openHeart(gpio, times),
+    openDisk: (path, how) => openDisk(path, how),
     close: async () => machine.close(),
   };
 }

@@ -226,6 +226,25 @@ export interface Machine {
   close(): void;
 }
 
+/**
+ * A disk or a file that stands for one, as bytes at offsets. Whatever it cannot do whole it throws `io`, with the name, the
+ * offset and the kernel's reason.
+ */
+export interface BlockDevice {
+  /** Path, for messages. */
+  readonly name: string;
+  readonly bytes: number;
+  /** All of it; may come from the kernel's cache. The array is the caller's. */
+  read(offset: number, length: number): Promise<Uint8Array>;
+  /** What is on the medium itself, past the kernel's cache. Whole sectors of 4096 bytes. */
+  readMedium(offset: number, length: number): Promise<Uint8Array>;
+  /** Resolves when the kernel has all of it: it lasts only once `flush` has resolved after it. */
+  write(offset: number, bytes: Uint8Array): Promise<void>;
+  /** Everything written before is on the medium. */
+  flush(): Promise<void>;
+  close(): Promise<void>;
+}
+
 /** All the hardware of one node. */
 export interface Hal {
   readonly kind: "linux" | "sim";
@@ -242,6 +261,11 @@ export interface Hal {
   openGpio(gpio: number, use: GpioUse): Promise<GpioLine>;
   /** Beats on a line: high for `highMs` every `everyMs`, however busy the event loop is. */
   openHeart(gpio: number, times: { everyMs: number; highMs: number; deadMs: number }): Promise<Heart>;
+  /**
+   * A disk, a partition, or a file that stands for one. With `exclusive` the kernel refuses while it is mounted or another holds
+   * it so. Throws `absent`, `busy`, `refused` (permission), `io`.
+   */
+  openDisk(path: string, how: "read" | "write" | "exclusive"): Promise<BlockDevice>;
   /** The simulated stack itself as a controller, for the driver `sim`; absent on real hardware. */
   openStack?(boards: readonly number[]): Promise<PowerController>;
   close(): Promise<void>;

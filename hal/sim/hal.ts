@@ -1,4 +1,5 @@
 /** Opens a simulated node: a machine and the buses of a stack, in this process. */
+import { openDisk } from "../disk.ts";
 import type { Hal } from "../ports.ts";
 import { activity, chance } from "./activity.ts";
 import { simController } from "./driver.ts";
@@ -70,6 +71,7 @@ export function openSim(options: {
     listGpio: async () => gpio.list(),
     openGpio: async (line, use) => gpio.open(line, use),
     openHeart: async (line, times) => gpio.heart(line, times),
+    openDisk: (path, how) => openDisk(path, how),
     openStack: async (wanted) => simController(stack, wanted),
     close: async () => {
       machine.close();

@@ -1,0 +1,34 @@
+/** What a release is once it was read and believed: `release.ts` makes it, the writer and the trial use it. */
+import type { BootFile } from "./records.ts";
+
+/** Bytes of one leaf of the hash tree: what is checked before it is written. The last one of a payload may be shorter. */
+export const LEAF_BYTES = 16_384;
+
+/** A release whose signatures were checked against `trust.json`. Times are Unix seconds. */
+export interface Release {
+  /** SHA-1 of the bencoded `info`, hex: its name in the swarm. */
+  infohash: string;
+  name: string;
+  /** Bytes of the payload. */
+  size: number;
+  /** Merkle root over the SHA-256 of 16 KiB leaves (BEP 52), 32 bytes: the content hash. */
+  piecesRoot: Uint8Array;
+  /** The slides' target resource identifier. */
+  target: string;
+  /** `compatible` strings of device trees: one of the node's own must be among them. */
+  boards: readonly string[];
+  channel: string;
+  version: bigint;
+  /** The lowest version that may install it. */
+  minFrom: bigint;
+  /** What the version floor becomes once it is confirmed. */
+  floor: bigint;
+  created: number;
+  expires: number;
+  /** Where its boot files stand in the payload. */
+  boot: { kernel: BootFile; initramfs: BootFile; deviceTrees: Readonly<Record<string, BootFile>> };
+  /** The side file: the leaf hashes (and, later, the chunk index). */
+  side: { bytes: number; sha256: string };
+  /** Who signed it and was believed, by signer id. */
+  signers: readonly string[];
+}

@@ -1,0 +1,313 @@
+/**
+ * The node's memory of what it boots from: four copies of one record in the gap before the first partition. The agent and
+ * U-Boot (`boot/uboot/boot.cmd`) read and write the same bytes.
+ *
+ * Invariants
+ * - The valid record with the highest sequence number counts; among equals the one in the lowest place.
+ * - A change is one sector in the place that is not valid or, where all are, oldest: it is flushed and read back past the cache.
+ * - The offsets below never change, whatever the format: an agent reads older and newer ones and keeps the bytes it does not
+ *   know. It writes only formats it knows.
+ *
+ * | offset | bytes | what (little-endian, but for the CRCs) |
+ * |---|---|---|
+ * | 0x000 | 4 | magic `FRUB` |
+ * | 0x004 | 4 | format, 1 |
+ * | 0x008 | 4 | sequence number |
+ * | 0x00c | 4 | primary: 0 a, 1 b |
+ * | 0x010 | 4 | trial: 1 while the slot that is not primary is on trial |
+ * | 0x014 | 4 | trial id |
+ * | 0x018 | 4 | tries left |
+ * | 0x01c | 4 | started: how often U-Boot has started this trial |
+ * | 0x020 | 4 | confirmed: id of the last trial that became good |
+ * | 0x024 | 4 | reason of this record |
+ * | 0x028 | 8 | time of the agent's last change, Unix seconds; 0 unknown |
+ * | 0x030 | 8 | version floor: nothing lower is installed |
+ * | 0x040, 0x0c0 | 128 | slot a, slot b |
+ * | 0x1fc | 4 | CRC-32 of all before it, **big-endian**, as U-Boot's `crc32 ADDR LEN OUT` writes it |
+ *
+ * A slot: +0x00 state, +0x04 reason, +0x08 version (8), +0x10 first 16 bytes of its content hash (the Merkle root), +0x20 kernel,
+ * +0x2c initramfs, +0x38 device tree (each: offset in sectors from the start of the slot, bytes, CRC-32 big-endian; no bytes: none),
+ * +0x48 payload bytes (8).
+ */
+import { crc32 } from "node:zlib";
+import type { BlockDevice } from "../hal/ports.ts";
+import { RECORD_OFFSETS, SECTOR, SLOTS, type SlotName } from "./layout.ts";
+
+/** What the newest agent writes. */
+export const FORMAT = 1;
+const MAGIC = 0x4255_5246; // "FRUB"
+
+/** The life of a slot (numbers as in the record). */
+export const SLOT_STATES = ["empty", "writing", "staged", "trying", "good", "failed"] as const;
+export type SlotState = (typeof SLOT_STATES)[number];
+
+/** Why a record was written or a slot failed (numbers as in the record; the first ones are U-Boot's to write). */
+export const REASONS = [
+  "none",
+  "trial-started",
+  "tries-spent",
+  "files-damaged",
+  "built",
+  "install-begun",
+  "install-staged",
+  "install-abandoned",
+  "trial-armed",
+  "confirmed",
+  "check-failed",
+  "deadline",
+  "fatal-check",
+  "agent-dead",
+  "panic",
+  "never-came-up",
+  "by-hand",
+  "repaired",
+] as const;
+export type Reason = (typeof REASONS)[number] | `unknown-${number}`;
+
+/** A file in a slot that U-Boot loads: where it starts in the slot (a multiple of 512), how long it is, CRC-32. */
+export interface BootFile {
+  offset: number;
+  bytes: number;
+  crc32: number;
+}
+
+/** What a record says of one slot. */
+export interface SlotRecord {
+  state: SlotState;
+  reason: Reason;
+  version: bigint;
+  /** First 16 bytes of the content hash, hex; all zeros where unknown. */
+  hash: string;
+  payloadBytes: number;
+  kernel?: BootFile;
+  initramfs?: BootFile;
+  deviceTree?: BootFile;
+}
+
+/** One record. */
+export interface BootRecord {
+  format: number;
+  sequence: number;
+  primary: SlotName;
+  trial?: { id: number; triesLeft: number; started: number };
+  confirmed: number;
+  reason: Reason;
+  /** Unix seconds; 0 unknown. */
+  time: number;
+  floor: bigint;
+  slots: Record<SlotName, SlotRecord>;
+}
+
+/** One of the four places. */
+export interface Copy {
+  place: number;
+  offset: number;
+  bytes: Uint8Array;
+  /** Absent where the bytes are no record, and `why` says so. */
+  record?: BootRecord;
+  why?: string;
+}
+
+/** The four places as they are, and the one that counts. */
+export interface Copies {
+  all: readonly Copy[];
+  newest?: Copy & { record: BootRecord };
+}
+
+/** No valid record, or one this agent must not change. */
+export class RecordError extends Error {
+  override name = "RecordError";
+}
+
+/** The record in 512 bytes, or why there is none. */
+export function decodeRecord(bytes: Uint8Array): BootRecord | string {
+  if (bytes.length !== SECTOR) return `${bytes.length} bytes, not ${SECTOR}`;
+  const view = viewOf(bytes);
+  const magic = view.getUint32(0, true);
+  if (magic === 0 && bytes.every((byte) => byte === 0)) return "blank";
+  if (magic !== MAGIC) return `no record: it begins with 0x${magic.toString(16).padStart(8, "0")}`;
+  const stored = view.getUint32(0x1fc);
+  const right = crc32(bytes.subarray(0, 0x1fc));
+  if (stored !== right) return `damaged: CRC-32 ${hex(stored)}, its bytes have ${hex(right)}`;
+  const isTrying = view.getUint32(0x10, true) === 1;
+  return {
+    format: view.getUint32(0x04, true),
+    sequence: view.getUint32(0x08, true),
+    primary: view.getUint32(0x0c, true) === 1 ? "b" : "a",
+    ...(isTrying
+      ? {
+          trial: {
+            id: view.getUint32(0x14, true),
+            triesLeft: view.getUint32(0x18, true),
+            started: view.getUint32(0x1c, true),
+          },
+        }
+      : {}),
+    confirmed: view.getUint32(0x20, true),
+    reason: named(REASONS, view.getUint32(0x24, true)),
+    time: Number(view.getBigUint64(0x28, true)),
+    floor: view.getBigUint64(0x30, true),
+    slots: { a: decodeSlot(view, SLOT_AT.a), b: decodeSlot(view, SLOT_AT.b) },
+  };
+}
+
+/** The 512 bytes of a record; what `over` holds beyond the known fields is kept. Throws `RangeError` for what does not fit. */
+export function encodeRecord(record: BootRecord, over?: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(SECTOR);
+  if (over) bytes.set(over.subarray(0, SECTOR));
+  const view = viewOf(bytes);
+  view.setUint32(0, MAGIC, true);
+  for (const [at, value] of [
+    [0x04, record.format],
+    [0x08, record.sequence],
+    [0x0c, SLOTS.indexOf(record.primary)],
+    [0x10, record.trial ? 1 : 0],
+    [0x14, record.trial?.id ?? 0],
+    [0x18, record.trial?.triesLeft ?? 0],
+    [0x1c, record.trial?.started ?? 0],
+    [0x20, record.confirmed],
+    [0x24, numbered(REASONS, record.reason)],
+  ] as const)
+    view.setUint32(at, fitting(value, 0xffff_ffff, `the word at 0x${at.toString(16)}`), true);
+  view.setBigUint64(0x28, BigInt(record.time), true);
+  view.setBigUint64(0x30, record.floor, true);
+  for (const slot of SLOTS) encodeSlot(view, SLOT_AT[slot], record.slots[slot]);
+  view.setUint32(0x1fc, crc32(bytes.subarray(0, 0x1fc)));
+  return bytes;
+}
+
+/** Reads the four places; one that cannot be read counts as none. `past` reads the medium itself. */
+export async function readRecords(disk: BlockDevice, past: "cache" | "medium" = "medium"): Promise<Copies> {
+  const all: Copy[] = [];
+  for (const [place, offset] of RECORD_OFFSETS.entries()) {
+    const read = past === "medium" ? disk.readMedium(offset, 4096) : disk.read(offset, SECTOR);
+    const got = await read.then(
+      (sector) => sector.subarray(0, SECTOR),
+      (error: Error) => error.message,
+    );
+    if (typeof got === "string") {
+      all.push({ place, offset, bytes: new Uint8Array(SECTOR), why: got });
+      continue;
+    }
+    const decoded = decodeRecord(got);
+    all.push({
+      place,
+      offset,
+      bytes: got,
+      ...(typeof decoded === "string" ? { why: decoded } : { record: decoded }),
+    });
+  }
+  const newest = newestOf(all);
+  return { all, ...(newest ? { newest } : {}) };
+}
+
+/** The copy that counts. */
+export function newestOf(all: readonly Copy[]): (Copy & { record: BootRecord }) | undefined {
+  let best: (Copy & { record: BootRecord }) | undefined;
+  for (const copy of all) {
+    const { record } = copy;
+    if (record && (!best || record.sequence > best.record.sequence)) best = { ...copy, record };
+  }
+  return best;
+}
+
+/** The place that the next record goes to: the first that holds none, otherwise the oldest. */
+export function placeOfNext(all: readonly Copy[]): Copy {
+  const [first, ...rest] = all;
+  if (!first) throw new RangeError("there are no places");
+  let worst = first;
+  for (const copy of rest) {
+    if (worst.record === undefined) break;
+    if (copy.record === undefined || copy.record.sequence < worst.record.sequence) worst = copy;
+  }
+  return worst;
+}
+
+/**
+ * Writes the record that `change` makes of the newest one, in one sector, flushed and read back. Throws `RecordError` where no
+ * record is valid, where the newest is of a newer format, and where the medium does not hold what was written.
+ */
+export async function changeRecord(
+  disk: BlockDevice,
+  change: (record: BootRecord) => BootRecord,
+): Promise<BootRecord> {
+  const { all, newest } = await readRecords(disk);
+  if (!newest)
+    throw new RecordError(`${disk.name} holds no valid record; 'fruit boot records' shows its places`);
+  const { record, bytes } = newest;
+  if (record.format > FORMAT)
+    throw new RecordError(
+      `${disk.name}: the newest record has format ${record.format}, this agent writes ${FORMAT}; it is left as it is`,
+    );
+  const next = { ...change(record), format: FORMAT, sequence: record.sequence + 1 };
+  const written = encodeRecord(next, bytes);
+  const { offset } = placeOfNext(all);
+  await disk.write(offset, written);
+  await disk.flush();
+  const found = (await disk.readMedium(offset, 4096)).subarray(0, SECTOR);
+  if (!Buffer.from(found).equals(written))
+    throw new RecordError(`${disk.name}: the record written at byte ${offset} reads back otherwise`);
+  return next;
+}
+
+const SLOT_AT = { a: 0x40, b: 0xc0 } as const;
+
+function decodeSlot(view: DataView, at: number): SlotRecord {
+  const file = (from: number) => {
+    const bytes = view.getUint32(from + 4, true);
+    const offset = view.getUint32(from, true) * SECTOR;
+    return bytes === 0 ? undefined : { offset, bytes, crc32: view.getUint32(from + 8) };
+  };
+  const kernel = file(at + 0x20);
+  const initramfs = file(at + 0x2c);
+  const deviceTree = file(at + 0x38);
+  const state = SLOT_STATES[view.getUint32(at, true)];
+  return {
+    // What a newer agent calls otherwise is nothing this one may boot or trust
+    state: state ?? "failed",
+    reason: named(REASONS, view.getUint32(at + 4, true)),
+    version: view.getBigUint64(at + 8, true),
+    hash: Buffer.from(view.buffer, view.byteOffset + at + 0x10, 16).toString("hex"),
+    payloadBytes: Number(view.getBigUint64(at + 0x48, true)),
+    ...(kernel ? { kernel } : {}),
+    ...(initramfs ? { initramfs } : {}),
+    ...(deviceTree ? { deviceTree } : {}),
+  };
+}
+
+function encodeSlot(view: DataView, at: number, slot: SlotRecord): void {
+  view.setUint32(at, SLOT_STATES.indexOf(slot.state), true);
+  view.setUint32(at + 4, numbered(REASONS, slot.reason), true);
+  view.setBigUint64(at + 8, slot.version, true);
+  if (!/^[0-9a-f]{32}$/.test(slot.hash))
+    throw new RangeError(`"${slot.hash}" is no hash prefix of 32 hex digits`);
+  Buffer.from(view.buffer, view.byteOffset + at + 0x10, 16).write(slot.hash, "hex");
+  const files = [slot.kernel, slot.initramfs, slot.deviceTree];
+  for (const [index, file] of files.entries()) {
+    const from = at + 0x20 + index * 12;
+    const { offset, bytes, crc32 } = file ?? { offset: 0, bytes: 0, crc32: 0 };
+    if (offset % SECTOR !== 0) throw new RangeError(`offset ${offset} is no multiple of ${SECTOR}`);
+    view.setUint32(from, fitting(offset / SECTOR, 0xffff_ffff, "an offset in sectors"), true);
+    view.setUint32(from + 4, fitting(bytes, 0xffff_ffff, "a length"), true);
+    view.setUint32(from + 8, crc32);
+  }
+  view.setBigUint64(at + 0x48, BigInt(slot.payloadBytes), true);
+}
+
+const viewOf = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+const hex = (word: number) => word.toString(16).padStart(8, "0");
+
+function named(names: readonly Reason[], number: number): Reason {
+  return names[number] ?? `unknown-${number}`;
+}
+
+function numbered(names: readonly Reason[], name: Reason): number {
+  const index = names.indexOf(name);
+  return index >= 0 ? index : Number(name.replace("unknown-", ""));
+}
+
+function fitting(value: number, most: number, what: string): number {
+  if (!Number.isInteger(value) || value < 0 || value > most)
+    throw new RangeError(`${what} is ${value}, not 0 to ${most}`);
+  return value;
+}
