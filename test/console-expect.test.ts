@@ -38,6 +38,7 @@ test.each([
   { pattern: "Temp.*°C", text: "Temp 40 °C\r\n", is: true },
   { pattern: "^.👋.$", text: "x👋y", is: true },
   { pattern: "\\x1b\\[0m", text: "red\x1b[0m", is: true },
+  { pattern: "rc\\:\\ 0\\-", text: "rc: 0-", is: true },
 ])("$pattern in $text is $is, in whatever pieces it comes", ({ pattern, text, is }) => {
   const bytes = Buffer.from(text);
   expect(found(pattern, [bytes])).toBe(is);

@@ -243,6 +243,20 @@ test("a full disk is an alarm, tried again each minute, and nothing is lost or d
   );
 });
 
+test("half a line that could not even be taken back is ended before it comes again", async () => {
+  const one = recording();
+  await one.say("before\n");
+  await one.pass(1000);
+  one.fail(new Error("EIO: i/o error, write"));
+  await one.say(`${"whole".repeat(1000)}\n`);
+  // What a disk leaves that fails to truncate as well
+  appendFileSync(join(folder.path, "console/rack1-a.log"), "2026-11-23T07:00:01.000Z half");
+  one.fail(undefined);
+  await one.pass(62_000, 1000);
+  await one.record.close();
+  expect(one.file().replace(/^\S+Z /gm, "")).toBe(`before\nhalf\n${"whole".repeat(1000)}\n`);
+});
+
 test("what the ring had to forget meanwhile is counted at its place", async () => {
   const one = recording();
   one.fail(new Error("ENOSPC"));

@@ -126,6 +126,33 @@ describe("whoever does not read any more ends", () => {
     expect(await there.sessions[0]?.channel.ended).toBeDefined();
   });
 
+  test("a log that is longer than what is read of it, without an error", async () => {
+    using there = node();
+    there.begins = async (session) => {
+      for (let line = 0; line < 100_000; line++) await session.say(`${line}\n`);
+      await session.look();
+    };
+    const child = Bun.spawn(
+      [
+        "bash",
+        "-c",
+        `"$@" | head -n 1; echo "\${PIPESTATUS[0]}"`,
+        "bash",
+        ...FRUIT.command,
+        "console",
+        "log",
+        "rack1-a",
+      ],
+      {
+        stdout: "pipe",
+        stderr: "pipe",
+        env: { PATH: process.env.PATH ?? "", FRUIT_SOCKET: there.path, ...FRUIT.env },
+      },
+    );
+    expect(await new Response(child.stdout).text()).toBe("0\n0\n");
+    expect(await new Response(child.stderr).text()).toBe("");
+  });
+
   test("what is printed line by line", async () => {
     using there = node();
     const outlet = (n: number) => ({

@@ -1,7 +1,8 @@
 /** One line, many who watch: what each is shown, who may write, and what is said of it. */
 import { afterEach, beforeEach, expect, jest, test } from "bun:test";
 import { encode } from "../agent/console/channel.ts";
-import { HalError } from "../hal/ports.ts";
+import { KeptLine } from "../agent/console/line.ts";
+import { HalError, type SerialLine } from "../hal/ports.ts";
 import { consoleBench, settle } from "./consoles.ts";
 import { failure } from "./fakes.ts";
 
@@ -708,4 +709,28 @@ test("a writer who loses the right while the line is slow has what was sent befo
   slow.resolve();
   await Promise.all([first, second]);
   expect(bench.line.told).toEqual(["first", "second"]);
+});
+
+test("a line whose driver hangs while it is opened is said to be gone, and up when it comes back", async () => {
+  const opening = Promise.withResolvers<SerialLine>();
+  const told: string[] = [];
+  const line = new KeptLine({
+    device: "/dev/ttyUSB0",
+    settings: { baud: 9600, data_bits: 8, parity: "none", stop_bits: 1, flow: "none" },
+    hal: { openLine: () => opening.promise },
+    kernelConsoles: [],
+    events: { bytes: () => undefined, up: () => told.push("up"), gone: (why) => told.push(why) },
+  });
+  const stop = new AbortController();
+  const kept = line.keep(stop.signal);
+  await settle();
+  jest.advanceTimersByTime(9_999);
+  expect(told).toEqual([]);
+  jest.advanceTimersByTime(1);
+  expect(told).toEqual(["/dev/ttyUSB0 was not opened within 10 s: its driver hangs"]);
+  opening.resolve({ close: async () => undefined } as SerialLine);
+  await settle();
+  expect(told.at(-1)).toBe("up");
+  stop.abort();
+  await kept;
 });

@@ -185,3 +185,16 @@ test("the doctor says who has a line that is asked for; what the agent itself ha
 test("a Pi Stack whose role is off is worth a word", async () => {
   expect(await doctor({ stack: { role: "off" } }, HAT)).toStartWith('warn stack: the HAT says "Pi stack"');
 });
+
+test("the doctor says where the machine itself uses a line that is asked for, of the relays as of others", async () => {
+  const files = {
+    ...SYSFS,
+    "/sys/class/tty/console/active": "tty1 ttyS0\n",
+    "/sys/class/i2c-dev/i2c-1/name": "",
+  };
+  const config = { power: relays({ lines: [14] }), gpio: { lamp: { gpio: 2 } } };
+  expect(await doctor(config, files)).toContain(
+    "FAIL gpio: GPIO14 (relay of outlet 9.0): is taken by the kernel's console; remove its overlay from config.txt, or choose another line\n" +
+      "FAIL gpio: GPIO2 (gpio lamp): is taken by I2C bus 1; remove its overlay from config.txt, or choose another line\n",
+  );
+});

@@ -292,6 +292,24 @@ test("the kernel's console and an I²C bus that is there have their lines of the
   ]);
 });
 
+test("a line that the configuration names and the kernel's console or a bus has is left alone", async () => {
+  const { gpio, machine, refused } = node({
+    gpio: { light: { gpio: 14, direction: "out" }, lamp: { gpio: 2, direction: "out" } },
+  });
+  machine.read = (path) =>
+    path === "/sys/class/tty/console/active" ? new TextEncoder().encode("tty1 ttyS0\n") : undefined;
+  machine.list = (path) => (path === "/sys/class/i2c-dev" ? ["i2c-1"] : []);
+  expect(await refused("set", { line: "light", value: 1 })).toMatchObject({
+    code: "busy",
+    message: "light: GPIO14 is taken: the kernel's console",
+  });
+  expect(await refused("get", { lines: ["lamp"] })).toMatchObject({
+    code: "busy",
+    message: "lamp: GPIO2 is taken: I2C bus 1",
+  });
+  expect([...gpio.levels(14), ...gpio.levels(2)]).toEqual([]);
+});
+
 test("a watch ends with the agent, and its line is given back", async () => {
   const { ask, gpio, said, stop } = node();
   const watch = ask("watch", { lines: ["door"], seconds: 3600 });

@@ -220,6 +220,19 @@ test("who connects, sends and leaves is heard to the end, also by a line that ta
   await attached(here, 0);
 });
 
+test("who has said all it wanted to and still listens gets the answer, and is hung up on when the line is quiet", async () => {
+  const here = await listening();
+  const program = await Program.on(here.raw);
+  await attached(here, 1);
+  program.socket.end("version\n");
+  await until("the line has it", () => here.line.heard.toString() === "version\n");
+  await Bun.sleep(20);
+  here.line.say("1.2.3\n");
+  await until("it is let go", () => program.socket.destroyed);
+  expect(program.received.toString()).toBe("1.2.3\n");
+  await attached(here, 0);
+});
+
 test("who has left does not stay the writer of a line that takes nothing", async () => {
   const here = await listening();
   here.line.held = Promise.withResolvers();

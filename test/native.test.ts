@@ -6,12 +6,15 @@ import { ioctl, libc } from "../hal/native/libc.ts";
 import { EPOLL, ioctlAside, watch } from "../hal/native/threads.ts";
 import { BUNDLE } from "../image/build.ts";
 import { fruit, SHIPPED, SOURCES, scratch, until } from "./node.ts";
+import { Pty } from "./pty.ts";
 import { carriesNative, isEmulated, LIMIT_MS, titled } from "./shipped.ts";
 
 const root = join(import.meta.dir, "..");
 const EFD_NONBLOCK = 0o4000;
 const TCGETS = 0x5401;
 const FIONREAD = 0x541b;
+const TCXONC = 0x540a;
+const TCIOFF = 2;
 
 function event(): { file: number; set(): void } & Disposable {
   const file = libc().eventfd(0, EFD_NONBLOCK);
@@ -242,6 +245,32 @@ describe("a call aside", () => {
     for (const file of files) closeSync(file);
     // There is room again
     expect(await errorOf(ioctlAside("serial", -1, FIONREAD, 0))).toMatchObject({ code: "EBADF" });
+  });
+
+  test("that hangs holds up its own file and no other, and is answered when it comes back", async () => {
+    using pty = new Pty();
+    pty.pause();
+    const file = openSync(pty.device, "r+");
+    // Whoever waits in write(2) has the terminal's write lock, which TCXONC needs
+    const writer = Bun.spawn(["sh", "-c", `exec cat /dev/zero > ${pty.device}`]);
+    try {
+      const { call } = await until("it hangs", async () => {
+        const call = ioctlAside("serial", file, TCXONC, TCIOFF).then(() => "came back");
+        return (await Promise.race([call, Bun.sleep(300)])) === undefined && { call };
+      });
+      const behind = errorOf(ioctlAside("serial", file, FIONREAD, new Int32Array(1)));
+      expect(await errorOf(ioctlAside("serial", -1, FIONREAD, 0, "elsewhere"))).toMatchObject({
+        code: "EBADF",
+      });
+      expect(await Promise.race([behind, Bun.sleep(100).then(() => "waits")])).toBe("waits");
+      writer.kill("SIGKILL");
+      expect(await call).toBe("came back");
+      expect(await behind).toBeUndefined();
+      expect(await errorOf(ioctlAside("serial", -1, FIONREAD, 0))).toMatchObject({ code: "EBADF" });
+    } finally {
+      writer.kill("SIGKILL");
+      closeSync(file);
+    }
   });
 
   test("memory stays while the thread may touch it, and goes afterwards", async () => {

@@ -24,6 +24,8 @@ function stackNode(
     hat?: string;
     command?: (file: string) => string[];
     limits?: { commandMs: number; downMs: number };
+    /** Edges are told by what the line is when they are heard, as sysfs does: it is high again. */
+    isOver?: boolean;
   } = {},
 ) {
   const folder = scratch();
@@ -51,7 +53,11 @@ function stackNode(
     config,
     hal: {
       machine,
-      openGpio: sim.openGpio,
+      openGpio: async (...args) => {
+        const line = await sim.openGpio(...args);
+        if (!options.isOver) return line;
+        return { ...line, onEdge: (happened) => line.onEdge(() => happened(1)) };
+      },
       openHeart: (gpio, times) => {
         hearts.push({ gpio, ...times });
         return sim.openHeart(gpio, times);
@@ -183,6 +189,19 @@ test("a disturbance that is over at once is no request", async () => {
   expect(node.told).toEqual(["stack.shutdown"]);
   expect(node.downs()).toBe(1);
 });
+
+test.each([false, true])(
+  "a request that is told late, and over by then, is one all the same (%p)",
+  async (isOver) => {
+    const node = stackNode({ isOver });
+    await node.playing();
+    // What the kernel had to say in that time comes now
+    Bun.sleepSync(300);
+    node.gpio.outside(6, 0);
+    node.gpio.outside(6, 1);
+    await until("down", () => node.downs() === 1);
+  },
+);
 
 test("the heart beats as a Pi Stack expects it: 0.2 s every 5 s, and rests after a minute of silence", async () => {
   const node = stackNode();

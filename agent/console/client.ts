@@ -22,6 +22,8 @@ const PIECE = 256;
 /** How long a line may take nothing while somebody waits for it, and while somebody who has left does. */
 const STUCK_MS = 10_000;
 const LAST_MS = 1000;
+/** A program that has said all it wants to (`nc -N`) still gets the answer: until the line is quiet for so long, and no longer than this. */
+const ANSWER_MS = { quiet: 500, most: 5000 };
 /**
  * A web page can make a browser send this to any port; typed into a root shell its lines would be commands. The first bytes tell
  * (RFC 9112 §3: method, space, path; RFC 8446 §5.1: handshake, version 3), as an address may be longer than what comes at once.
@@ -58,6 +60,8 @@ export class Client {
   #meeting: NodeJS.Timeout | undefined;
   /** Goes off when the line has taken nothing for too long. */
   #stuck: NodeJS.Timeout | undefined;
+  /** Goes off when a program that says no more has had its answer. */
+  #answered: NodeJS.Timeout | undefined;
   #isDropped = false;
   #refused: string | undefined;
 
@@ -100,7 +104,10 @@ export class Client {
       if (this.#isWelcome(this.#greeting.toString("latin1", 0, 16))) return meet();
       this.#meeting ??= setTimeout(meet, MEET_MS);
     });
-    socket.once("end", meet);
+    socket.once("end", () => {
+      meet();
+      if (socket.allowHalfOpen) void this.#answer();
+    });
     socket.once("close", () => {
       clearTimeout(this.#meeting);
       speech.end?.();
@@ -111,6 +118,7 @@ export class Client {
 
   /** False when there is no room for more until `drained`. */
   send(bytes: Uint8Array): boolean {
+    this.#answered?.refresh();
     return this.#socket.destroyed || this.#socket.write(bytes);
   }
 
@@ -188,6 +196,19 @@ export class Client {
     const said = this.#greeting ?? Buffer.alloc(0);
     this.#greeting = undefined;
     if (said.length > 0) speech.heard(said);
+  }
+
+  /** Ends the conversation with one who only listens now. */
+  async #answer(): Promise<void> {
+    const socket = this.#socket;
+    const end = () => void socket.end();
+    const most = setTimeout(end, ANSWER_MS.most);
+    socket.once("close", () => {
+      clearTimeout(most);
+      clearTimeout(this.#answered);
+    });
+    await this.#last;
+    if (!socket.destroyed) this.#answered = setTimeout(end, ANSWER_MS.quiet);
   }
 
   /** What was said before goodbye still goes out, while the line takes it. */

@@ -21,10 +21,20 @@ export function bytesOf(text: string): Uint8Array {
 /** Reads a regular expression; `^` and `$` are the ends of a line. Throws `UsageError`. */
 export function parsePattern(text: string): RegExp {
   try {
-    return new RegExp(text, "mu");
+    // With u a character is one whole; without it `\-` and `\:`, usual in patterns of other programs, are no errors
+    return isPattern(text, "mu") ? new RegExp(text, "mu") : new RegExp(text, "m");
   } catch (cause) {
     const why = cause instanceof Error ? cause.message : String(cause);
     throw new UsageError(`--expect: ${why}`, { cause });
+  }
+}
+
+function isPattern(text: string, flags: string): boolean {
+  try {
+    new RegExp(text, flags);
+    return true;
+  } catch {
+    return false;
   }
 }
 

@@ -18,6 +18,8 @@ const LONGEST_PAUSE_MS = 30_000;
 const STEADY_MS = 30_000;
 /** A driver that does not let go must not hold up the agent's end. */
 const CLOSE_MS = 500;
+/** A driver that has not opened a line by then hangs; it is still waited for. */
+const OPEN_MS = 10_000;
 
 /** What is told of the line. */
 interface KeptEvents {
@@ -125,8 +127,13 @@ export class KeptLine {
         gone: over.resolve,
       },
     );
+    const slow = setTimeout(
+      () => this.#lost(`${device} was not opened within ${OPEN_MS / 1000} s: its driver hangs`, false),
+      OPEN_MS,
+    );
     try {
       const line = await Promise.race([opening, over.promise.then(() => undefined)]);
+      clearTimeout(slow);
       if (line) {
         // Opening has raised both
         const { dtr, rts } = this.#signals;
@@ -138,6 +145,7 @@ export class KeptLine {
     } catch (error) {
       return reasonOf(error);
     } finally {
+      clearTimeout(slow);
       isOver = true;
       this.#line = undefined;
       signal.removeEventListener("abort", stop);

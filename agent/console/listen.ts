@@ -56,7 +56,7 @@ export function openListeners({ consoles, config, log, stuckMs, ...means }: List
       };
       const id = `listener-${console.name}-${door}`;
       const name = `console ${console.name}, ${door}`;
-      const create = () => createServer(serve);
+      const create = () => createServer({ allowHalfOpen: door === "raw" }, serve);
       return [loopback({ port, name, id, most: MOST_CLIENTS, create, log, ...means })];
     });
   });

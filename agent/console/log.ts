@@ -47,6 +47,10 @@ export async function log(context: Parameters<CliVerb["run"]>[0]): Promise<Exit>
     const why = values.follow ? await visit.ended : undefined;
     if (why !== undefined && !io.signal.aborted) throw visit.problem(why);
     return EXIT.done;
+  } catch (error) {
+    // Enough was read: `| head -1`
+    if (io.signal.aborted) return EXIT.done;
+    throw error;
   } finally {
     if (!values.raw) io.out(transcript.endLine());
     await visit.leave();

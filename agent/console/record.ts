@@ -149,7 +149,8 @@ export class Recording {
   async #round(): Promise<void> {
     const opening = this.#size === undefined ? await this.#resume() : "";
     // What a full disk refused comes first; the ring keeps the rest.
-    if (this.#unsaved.length === 0) this.#unsaved = Buffer.concat([Buffer.from(opening), this.#take()]);
+    const next = this.#unsaved.length > 0 ? this.#unsaved : this.#take();
+    this.#unsaved = Buffer.concat([Buffer.from(opening), next]);
     while (this.#unsaved.length > 0) {
       const part = await this.#fitting(this.#unsaved);
       await this.#save(part);

@@ -29,6 +29,8 @@ export class Visit {
   readonly #asked = new Map<number, (answer: Answer) => void>();
   #lastAsked = 0;
   #heardAt = performance.now();
+  /** What came is being shown: the node waits for us. */
+  #isShowing = false;
 
   constructor(
     channel: Channel,
@@ -42,9 +44,9 @@ export class Visit {
     channel.receive((message) => this.#hear(message));
   }
 
-  /** Milliseconds since anything came. */
+  /** Milliseconds since anything came and was shown. */
   get quietMs(): number {
-    return performance.now() - this.#heardAt;
+    return this.#isShowing ? 0 : performance.now() - this.#heardAt;
   }
 
   /** Waits for the first view: all that was to be replayed has been shown then. Throws `CliError` when it ended before, or nothing comes any more. */
@@ -111,8 +113,19 @@ export class Visit {
       this.mayWrite = message.mayWrite;
     }
     if (message.kind === "bytes" || message.kind === "mark" || message.kind === "view")
-      await this.#show(message);
+      await this.#shown(message);
     if (message.kind === "view") this.#begun.resolve();
+  }
+
+  /** Whoever reads slowly, in a pager, is waited for. */
+  async #shown(item: Item): Promise<void> {
+    this.#isShowing = true;
+    try {
+      await this.#show(item);
+    } finally {
+      this.#isShowing = false;
+      this.#heardAt = performance.now();
+    }
   }
 
   /** Resolves when nothing has come for too long; at once when the wait is over. */

@@ -114,11 +114,12 @@ export class WriteRight {
 
   /**
    * Throws `Refusal` busy when somebody writes, unless whoever asks is known to be the same: a key is, while a local name is
-   * what somebody calls themselves. A local writer does it from within the console.
+   * what somebody calls themselves. A local writer gives the right back first.
    */
   refuseBusy(who: string): void {
     const holder = this.#holder;
-    if (holder && !(who.startsWith("key:") && holder.who === who)) throw this.#busy(holder);
+    if (holder && !(who.startsWith("key:") && holder.who === who))
+      throw this.#busy(holder, "; whoever it is can give the right back with ~d");
   }
 
   /** Throws `Refusal` locked, in power's own words, when somebody else has locked the outlet. */
@@ -133,8 +134,8 @@ export class WriteRight {
     return lock && lock.owner !== who ? lock : undefined;
   }
 
-  #busy(holder: Reader): Refusal {
-    return new Refusal("busy", `console ${this.#options.console}: ${this.#busyWords(holder)}`);
+  #busy(holder: Reader, wayOut = ""): Refusal {
+    return new Refusal("busy", `console ${this.#options.console}: ${this.#busyWords(holder)}${wayOut}`);
   }
 
   #busyWords(holder: Reader): string {

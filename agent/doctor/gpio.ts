@@ -1,6 +1,6 @@
 import type { Hal, Machine } from "../../hal/ports.ts";
 import type { Config } from "../config.ts";
-import { type Claim, claimsOf } from "../gpio/claims.ts";
+import { type Claim, claimsOf, usesOf } from "../gpio/claims.ts";
 import { hatOf, isPiStack } from "../stack/hat.ts";
 import { textOf } from "../telemetry/cursor.ts";
 import { counted } from "../terminal.ts";
@@ -19,10 +19,12 @@ export async function checkGpio(
   const { role } = config.stack;
   const hasRole = role === "on" || (role === "auto" && isPiStack(hat));
   const stack = { ...config.stack, role: hasRole ? role : ("off" as const) };
-  const wanted = claimsOf({ ...config, stack }).filter(({ path }) => path !== undefined);
+  const claims = claimsOf({ ...config, stack }, usesOf(machine));
+  const wanted = claims.filter(({ path }) => path !== undefined);
+  const given = new Map(claims.filter(({ path }) => path === undefined).map(({ gpio, by }) => [gpio, by]));
   return [
     ...stackChecks(config.stack, hat, hasRole),
-    ...(wanted.length > 0 ? lineChecks(wanted, (await listGpio?.()) ?? []) : []),
+    ...(wanted.length > 0 ? lineChecks(wanted, given, (await listGpio?.()) ?? []) : []),
     ...(hasOutputs(config) ? outputChecks(machine) : []),
   ];
 }
@@ -49,7 +51,11 @@ function stackChecks(
   ];
 }
 
-function lineChecks(wanted: readonly Claim[], lines: Awaited<ReturnType<Hal["listGpio"]>>): Check[] {
+function lineChecks(
+  wanted: readonly Claim[],
+  given: ReadonlyMap<number, string>,
+  lines: Awaited<ReturnType<Hal["listGpio"]>>,
+): Check[] {
   const name = "gpio";
   if (lines.length === 0)
     return [
@@ -69,9 +75,10 @@ function lineChecks(wanted: readonly Claim[], lines: Awaited<ReturnType<Hal["lis
           `there are GPIO0 to GPIO${lines.length - 1}`,
         ),
       ];
-    const { consumer } = line;
     // A running agent's own, or what it left exported.
-    if (consumer === undefined || consumer === "fruit" || consumer === "sysfs") return [];
+    const held = ["fruit", "sysfs"].includes(line.consumer ?? "") ? undefined : line.consumer;
+    const consumer = given.get(gpio) ?? held;
+    if (consumer === undefined) return [];
     return [
       fail(
         name,

@@ -167,10 +167,14 @@ class LineTable {
     return [...new Set(words.map((word) => this.find(word)))];
   }
 
-  /** The line of that name. Throws `Refusal` unknown-gpio, which says who has the line, where a number was meant. */
+  /** The line of that name. Throws `Refusal`, which says who has it: busy, or unknown-gpio where a number was meant. */
   find(word: string): NamedLine {
     const line = this.#lines.get(word);
-    if (line) return line;
+    if (line) {
+      const user = this.#user(line.gpio, this.#claims());
+      if (user === undefined) return line;
+      throw new Refusal("busy", `${line.name}: GPIO${line.gpio} is taken: ${user}`);
+    }
     const names = [...this.#lines.keys()];
     const gpio = /^(?:gpio)?(\d{1,3})$/i.exec(word)?.[1];
     const user = gpio === undefined ? undefined : this.#user(Number(gpio), this.#claims());

@@ -9,6 +9,9 @@ const BEAT = { everyMs: 5000, highMs: 200, deadMs: 60_000 };
 const ALIVE_MS = 1000;
 /** A board's request holds the line low for longer; what is shorter is a disturbance. The real width is not published. */
 const STEADY_MS = 20;
+/** How often it is looked whether the event loop was kept from its work: then an edge may be told after the board has let go again. */
+const TICK_MS = 100;
+const LATE_MS = 50;
 /** How long the line is held low to tell the board that this node shuts itself down (`stackdaemon.py`). */
 const ANNOUNCE_MS = 200;
 /** Longest wait for the shutdown command itself: one that works returns at once, or hands over to somebody who takes longer. */
@@ -25,7 +28,8 @@ type Half = "heart" | "line";
  * What this node does in a Pi Stack, while it runs.
  *
  * A falling edge on the shutdown line is a request. So is a low line when it is opened anew, if it was seen high before;
- * a line that is low when the agent starts is none, because on boards without the pull-up it may float.
+ * a line that is low when the agent starts is none, because on boards without the pull-up it may float. An edge that was
+ * told late, while this program was busy, is believed although the line is high again.
  */
 export class Role {
   readonly #options: StackOptions;
@@ -188,14 +192,16 @@ export class Role {
     const again = new AbortController();
     const over = AbortSignal.any([signal, again.signal]);
     try {
+      const promptness = watchLoop(over);
       line.onEdge((level) => {
-        if (level === 0) void this.#fell(line, signal);
+        const isLate = promptness.wasLate();
+        if (level === 0 || isLate) void this.#fell(line, signal, isLate);
       });
       this.#listening = { line, again };
       this.#isAnnouncing = false;
       this.#problem("line", undefined);
       // An edge while nobody listened is missed, the level is not. At the very start it may float.
-      if ((await line.read()) === 0 && this.#wasHigh) void this.#fell(line, signal);
+      if ((await line.read()) === 0 && this.#wasHigh) void this.#fell(line, signal, false);
       while (!over.aborted) {
         if ((await line.read()) === 1) this.#wasHigh = true;
         await sleep(ALIVE_MS, undefined, { signal: over }).catch(() => undefined);
@@ -210,10 +216,10 @@ export class Role {
   }
 
   /** The line fell: a request, unless it was a disturbance, or we did it. */
-  async #fell(line: GpioLine, signal: AbortSignal): Promise<void> {
+  async #fell(line: GpioLine, signal: AbortSignal, isLate: boolean): Promise<void> {
     await sleep(STEADY_MS, undefined, { signal }).catch(() => undefined);
-    const isLow = (await line.read().catch(() => 1)) === 0;
-    if (!isLow || this.#isAnnouncing || this.#goesDown !== undefined || signal.aborted) return;
+    const isRequest = isLate || (await line.read().catch(() => 1)) === 0;
+    if (!isRequest || this.#isAnnouncing || this.#goesDown !== undefined || signal.aborted) return;
     this.#known = { atMs: performance.now(), how: "the board asked for it, and knows" };
     await this.goDown("the board asks for it", signal).catch(() => undefined);
   }
@@ -224,6 +230,24 @@ export class Role {
     else this.#problems.set(half, problem);
     this.#changed();
   }
+}
+
+/** Tells whether the event loop has just been kept from its work, until the signal aborts. */
+function watchLoop(signal: AbortSignal): { wasLate(): boolean } {
+  let tickedAt = performance.now();
+  let lateAt = Number.NEGATIVE_INFINITY;
+  const look = () => {
+    const now = performance.now();
+    if (now - tickedAt > TICK_MS + LATE_MS) lateAt = now;
+    return now;
+  };
+  void (async () => {
+    while (!signal.aborted) {
+      await sleep(TICK_MS, undefined, { signal, ref: false }).catch(() => undefined);
+      tickedAt = look();
+    }
+  })();
+  return { wasLate: () => look() - lateAt < TICK_MS };
 }
 
 const INPUT = { direction: "in", edge: "falling", bias: "none" } as const;

@@ -1,6 +1,6 @@
 /**
  * The event loop's side of `worker.ts`: waiting for files, and calls that block. One thread for the waiting, and one for
- * the calls of each kind of file, for the whole process and started when first used: the one state a module of ours keeps, because the packages that use it (`i2c-bus`, `epoll`
+ * the calls of each kind of file (more while calls hang), for the whole process and started when first used: the one state a module of ours keeps, because the packages that use it (`i2c-bus`, `epoll`
  * for `onoff`) hand nothing through. A thread that fails takes along what waits for it, with its reason, and the next
  * use starts another.
  */
@@ -27,6 +27,10 @@ const EPOLL_CLOEXEC = 0o2000000;
 const MOST_EVENTS = 64;
 /** Calls that wait for the calling thread; past that the callers wait for something that is stuck. */
 const MOST_CALLS = 64;
+/** A call past this hangs: an ioctl of ours takes milliseconds, one that drains a slow line half a second. */
+const HANGS_MS = 1000;
+/** Threads whose call hangs, of one kind. */
+const MOST_HANGING = 8;
 const EAGAIN = 11;
 /** A beating thread notices at once that it is to stop; past this it hangs. */
 const BEAT_STOP_MS = 1000;
@@ -56,13 +60,13 @@ export function watch(
   return waiting.watch(file, ready, options.keepsAlive ?? false);
 }
 
-/** Files whose calls wait for each other only: an I²C adapter that hangs must hold up no serial line. */
+/** Files whose calls wait for each other, as long as none of them hangs: an I²C adapter must hold up no serial line. */
 export type Kind = "i2c" | "serial";
 
 /**
  * ioctl(2) that may take long, off the event loop, one after the other of its kind; `about` is for the error. The memory of
- * `argument` and of `holding`, which it points to, is kept until it settles. Rejects with `systemError`, EAGAIN when
- * too many wait.
+ * `argument` and of `holding`, which it points to, is kept until it settles. A call that hangs has its thread to itself after
+ * a second, and only its own file waits for it. Rejects with `systemError`, EAGAIN when too many wait or hang.
  */
 export async function ioctlAside(
   kind: Kind,
@@ -72,8 +76,9 @@ export async function ioctlAside(
   about = "",
   holding: readonly Buffered[] = [],
 ): Promise<number> {
-  const calling = callings.get(kind) ?? new Calling(kind);
-  return calling.ioctl({ file, request, argument, about, holding });
+  const call = { file, request, argument, about, holding, ...Promise.withResolvers<number>() };
+  place(kind, call);
+  return call.promise;
 }
 
 /**
@@ -110,7 +115,21 @@ export function beatOn(
 }
 
 let waiting: Waiting | undefined;
-const callings = new Map<Kind, Calling>();
+const callings = new Set<Calling>();
+
+/** Gives a call to the thread that its file hangs in, or to the one of its kind that makes calls. */
+function place(kind: Kind, call: Call): void {
+  const mates = [...callings].filter((one) => one.kind === kind);
+  const found =
+    mates.find(({ hungOn }) => hungOn === call.file) ?? mates.find(({ hungOn }) => hungOn === undefined);
+  try {
+    if (!found && mates.length > MOST_HANGING)
+      throw systemError("ioctl", EAGAIN, `${call.about}: calls on ${mates.length} other files hang`);
+    (found ?? new Calling(kind)).take(call);
+  } catch (error) {
+    call.reject(error);
+  }
+}
 
 interface Watching {
   ready: (events: number) => void;
@@ -219,7 +238,7 @@ class Waiting {
 }
 
 /** One call, and what must stay in memory while the thread may touch it. */
-interface Call {
+interface Call extends PromiseWithResolvers<number> {
   file: number;
   request: number;
   argument: Buffered | number;
@@ -227,17 +246,21 @@ interface Call {
   holding: readonly Buffered[];
 }
 
+/** A thread that makes calls, one at a time: those behind one that hangs can still go elsewhere. */
 class Calling {
-  readonly #kind: Kind;
+  readonly kind: Kind;
+  /** The file whose call has taken too long. */
+  hungOn: number | undefined;
   readonly #worker: Thread;
-  /** In the order they were made: the thread answers in that order. */
-  readonly #calls: (Call & PromiseWithResolvers<number>)[] = [];
+  /** The first is being made. */
+  #calls: Call[] = [];
+  #patience: ReturnType<typeof setTimeout> | undefined;
 
   constructor(kind: Kind) {
     // Says why, where C cannot be called at all
     libc();
-    this.#kind = kind;
-    callings.set(kind, this);
+    this.kind = kind;
+    callings.add(this);
     this.#worker = startThread(
       `that makes calls of ${kind}`,
       (answer: [result: number, errno: number]) => this.#answer(answer),
@@ -245,26 +268,51 @@ class Calling {
     );
   }
 
-  ioctl(call: Call): Promise<number> {
-    if (this.#calls.length >= MOST_CALLS) {
-      return Promise.reject(systemError("ioctl", EAGAIN, `${call.about}: ${MOST_CALLS} calls are waiting`));
-    }
-    const { file, request, argument } = call;
+  /** Throws when too many wait. */
+  take(call: Call): void {
+    if (this.#calls.length >= MOST_CALLS)
+      throw systemError("ioctl", EAGAIN, `${call.about}: ${MOST_CALLS} calls are waiting`);
+    this.#calls.push(call);
+    if (this.#calls.length === 1) this.#make(call);
+  }
+
+  #make({ file, request, argument }: Call): void {
     const value = typeof argument === "number" ? argument : addressOf(argument);
     order(this.#worker, { role: "ioctl", file, request, argument: value });
-    const settling = { ...call, ...Promise.withResolvers<number>() };
-    this.#calls.push(settling);
-    return settling.promise;
+    this.#patience = setTimeout(() => this.#hang(file), HANGS_MS);
+    this.#patience.unref();
+  }
+
+  /** Those that wait for other files go to another thread. */
+  #hang(file: number): void {
+    this.hungOn = file;
+    const others = this.#calls.filter((call) => call.file !== file);
+    this.#calls = this.#calls.filter((call) => call.file === file);
+    for (const call of others) place(this.kind, call);
   }
 
   #answer([result, errno]: [result: number, errno: number]): void {
+    clearTimeout(this.#patience);
     const call = this.#calls.shift();
     if (result < 0) call?.reject(systemError("ioctl", errno, call.about));
     else call?.resolve(result);
+    const mates = [...callings].filter((one) => one !== this && one.kind === this.kind);
+    const isReplaced = this.hungOn !== undefined && mates.some(({ hungOn }) => hungOn === undefined);
+    this.hungOn = undefined;
+    if (isReplaced) this.#end();
+    else if (this.#calls[0]) this.#make(this.#calls[0]);
+  }
+
+  /** Another has its place: what still waits goes there. */
+  #end(): void {
+    callings.delete(this);
+    this.#worker.terminate();
+    for (const call of this.#calls.splice(0)) place(this.kind, call);
   }
 
   #fail(reason: Error): void {
-    if (callings.get(this.#kind) === this) callings.delete(this.#kind);
+    clearTimeout(this.#patience);
+    callings.delete(this);
     for (const call of this.#calls.splice(0)) call.reject(reason);
   }
 }
