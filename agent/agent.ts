@@ -10,6 +10,8 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Hal } from "../hal/ports.ts";
 import { openPower } from "../hal/power.ts";
+import { openNodeCard } from "./boot/open.ts";
+import { createBootService } from "./boot/service.ts";
 import { createClock } from "./clock.ts";
 import type { CommandResult } from "./commands.ts";
 import type { Config } from "./config.ts";
@@ -121,6 +123,20 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     log,
   });
 
+  const slots = createBootService({
+    config: config.boot,
+    dataDir: config.data_dir,
+    socket: config.socket,
+    hal,
+    open: () => openNodeCard(hal, config.boot.disk, "write"),
+    isBrokerReached: () => uplink.isOnline,
+    buses: power.answering,
+    isStackBeating: () => role.isBeating,
+    isPowerBusy: () => power.isBusy,
+    clock,
+    ...{ publish, tell, alarm, log },
+  });
+
   const working = new AbortController();
   // At once for commands too: what they say of it must still find its way through the socket.
   const stopping = AbortSignal.any([signal, working.signal]);
@@ -130,6 +146,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
       ...consoles.commands,
       ...gpio.commands,
       ...role.commands,
+      ...slots.commands,
       ...nodeCommands({ machine, journal, boost: numbers.boost }),
     ],
     journal,
@@ -163,6 +180,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
       power.part,
       consoles.part,
       role.part,
+      slots.part,
       numbers.part,
       uplink.announce,
       watchClock(clock, uplink.introduce),

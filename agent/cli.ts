@@ -19,6 +19,8 @@ const VERBS: Record<string, () => Promise<readonly CliVerb[]>> = {
   gpio: async () => (await import("./gpio/cli.ts")).GPIO_VERBS,
   i2c: async () => (await import("./i2c/cli.ts")).I2C_VERBS,
   stack: async () => (await import("./stack/cli.ts")).STACK_VERBS,
+  boot: async () => (await import("./boot/cli.ts")).BOOT_VERBS,
+  update: async () => (await import("./update/cli.ts")).UPDATE_VERBS,
   telemetry: async () => [
     ...(await import("./telemetry/cli.ts")).TELEMETRY_VERBS,
     ...(await import("./node.ts")).NODE_VERBS,
@@ -28,6 +30,7 @@ const VERBS: Record<string, () => Promise<readonly CliVerb[]>> = {
   mqtt: async () => (await import("./mqtt/cli.ts")).MQTT_VERBS,
   sign: async () => (await import("./sign/cli.ts")).SIGN_VERBS,
   verify: async () => (await import("./sign/cli.ts")).SIGN_VERBS,
+  release: async () => (await import("./release/cli.ts")).RELEASE_VERBS,
   audit: async () => (await import("./record/cli.ts")).AUDIT_VERBS,
   config: async () => (await import("./run.ts")).AGENT_VERBS,
   doctor: async () => (await import("./doctor/cli.ts")).DOCTOR_VERBS,
@@ -151,6 +154,7 @@ Add --help to a verb for its words, --json for machines.
 Doors: verbs that ask a running agent use its socket (--socket PATH, FRUIT_SOCKET), or go over MQTT with
   --broker URL --site S --node N [--key FILE] [--node-key FILE|SHA256:…] [--user NAME --password-file FILE] [--ca FILE --cert FILE --tls-key FILE]
   (each also FRUIT_BROKER, FRUIT_SITE, FRUIT_NODE, FRUIT_KEY …).
-Exit: 0 done · 1 failed · 2 usage · 3 locked or busy · 4 refused by a rule · 5 unconfirmed · 6 unreachable · 7 not authorised · 78 configuration
+Exit: 0 done · 1 failed · 2 usage · 3 locked or busy · 4 refused by a rule · 5 unconfirmed · 6 unreachable · 7 not authorised
+  8 reboot needed · 9 on trial · 10 rolled back · 11 hardware cannot · 78 configuration
 `;
 }

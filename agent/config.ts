@@ -4,9 +4,11 @@
  */
 import { readFileSync } from "node:fs";
 import * as v from "valibot";
+import { BootSection } from "./boot/section.ts";
 import { contradictions } from "./contradictions.ts";
 import { problemsOf } from "./issues.ts";
 import { reasonOf } from "./record/lines.ts";
+import { bounded, gpioNumber, level, outletId, path, port, strict, whole } from "./shapes.ts";
 import { GROUPS } from "./telemetry/metrics.ts";
 
 /** Where the configuration is when neither a flag nor `FRUIT_CONFIG` says so. */
@@ -21,29 +23,6 @@ export class ConfigError extends Error {
     this.problems = problems;
   }
 }
-
-/** An object that takes only its own keys; `strictObject` would say only the first one it does not know. */
-const strict = <const Entries extends v.ObjectEntries>(entries: Entries) =>
-  v.objectWithRest(entries, v.never()) as unknown as v.StrictObjectSchema<Entries, undefined>;
-const level = (what: string) =>
-  v.pipe(
-    v.string(),
-    v.regex(/^[a-z0-9-]{1,32}$/, (i) => `${i.received} is no ${what}: 1 to 32 of a-z, 0-9 and -`),
-  );
-const bounded = (min: number, max: number, fallback: number) =>
-  v.optional(v.pipe(v.number(), v.minValue(min), v.maxValue(max)), fallback);
-const whole = (min: number, max: number, fallback: number) =>
-  v.optional(v.pipe(v.number(), v.integer(), v.minValue(min), v.maxValue(max)), fallback);
-const outletId = v.pipe(
-  v.string(),
-  v.regex(/^(0|[1-9]\d{0,2})\.(0|[1-9]\d?)$/, (i) => `${i.received} is no outlet: <board>.<pi>, such as 3.1`),
-);
-const gpioNumber = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(57));
-const port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65_535));
-const path = v.pipe(
-  v.string(),
-  v.startsWith("/", (i) => `"${i.input}" is not an absolute path`),
-);
 
 const Mqtt = strict({
   /** mqtt://host:1883 or mqtts://host:8883 */
@@ -221,6 +200,8 @@ const Sim = strict({
   state: v.optional(path),
   /** The clock nobody has set. */
   clock_synced: v.optional(v.boolean(), true),
+  /** The file that stands for the card, and where on it the partition is that the root is mounted from, bytes. */
+  root: v.optional(strict({ disk: path, offset: v.pipe(v.number(), v.integer(), v.minValue(0)) })),
 });
 
 const Schema = strict({
@@ -239,6 +220,7 @@ const Schema = strict({
   /** Lines that `fruit gpio` may touch, by name. */
   gpio: v.optional(v.record(level("line name"), GpioName), {}),
   commands: v.optional(Commands, {}),
+  boot: v.optional(BootSection, {}),
   sim: v.optional(Sim, {}),
 });
 export type Config = v.InferOutput<typeof Schema>;

@@ -1,10 +1,11 @@
 /** What a `node.json` says that no schema refuses and nobody can mean. */
+import { BUILT_IN_CHECKS } from "./boot/names.ts";
 import type { Config } from "./config.ts";
 import { gpioContradictions } from "./gpio/claims.ts";
 
 /** Says what is well-formed and still cannot be meant, in the sections that are there. */
 export function contradictions(sections: Partial<Config>): string[] {
-  const { mqtt, power, commands, consoles = {} } = sections;
+  const { mqtt, power, commands, boot, consoles = {} } = sections;
   return [
     ...(mqtt ? mqttContradictions(mqtt) : []),
     ...(power ? powerContradictions(power) : []),
@@ -21,6 +22,49 @@ export function contradictions(sections: Partial<Config>): string[] {
         )
       : []),
     ...gpioContradictions(sections),
+    ...(boot ? bootContradictions(boot) : []),
+    ...recordContradictions(consoles),
+  ];
+}
+
+/** What recordings may take of /run together, bytes: it is memory, and a small node has 512 MB. */
+const RECORDED_IN_MEMORY = 134_217_728;
+
+function recordContradictions(consoles: Config["consoles"]): string[] {
+  const sizes = Object.values(consoles).flatMap(({ record }) =>
+    record?.dir.startsWith("/run/") ? [record.files * record.file_bytes] : [],
+  );
+  const bytes = sizes.reduce((sum, size) => sum + size, 0);
+  if (bytes <= RECORDED_IN_MEMORY) return [];
+  return [
+    `consoles.*.record: ${sizes.length} recordings may take ${Math.round(bytes / 1_048_576)} MiB of /run, which is memory; no more than ${RECORDED_IN_MEMORY / 1_048_576} MiB together (fewer files, smaller ones, or "dir" on a disk)`,
+  ];
+}
+
+/** A trial must be able to end well in its time, and a check's name tells which one it is. */
+function bootContradictions({ checks, ...boot }: Config["boot"]): string[] {
+  const least = boot.agent_seconds + boot.settle_seconds;
+  return [
+    ...(least >= boot.deadline_seconds
+      ? [
+          `boot.deadline_seconds: ${boot.deadline_seconds} is over before agent_seconds and settle_seconds are (${least})`,
+        ]
+      : []),
+    ...checks.flatMap(({ name, timeout_seconds }, index) => [
+      ...(BUILT_IN_CHECKS.some((known) => known === name)
+        ? [`boot.checks.${index}.name: ${name} is built in`]
+        : []),
+      ...(timeout_seconds >= boot.deadline_seconds
+        ? [`boot.checks.${index}.timeout_seconds: ${timeout_seconds} is no less than boot.deadline_seconds`]
+        : []),
+    ]),
+    ...alike(
+      checks.map(({ name }, index) => ({
+        path: `boot.checks.${index}.name`,
+        owner: `boot.checks.${index}`,
+        value: name,
+      })),
+    ),
   ];
 }
 

@@ -28,6 +28,7 @@ export async function openHardware(
       clockSynced: sim.clock_synced,
       ...(sim.serial === undefined ? {} : { serial: sim.serial }),
       ...(sim.state === undefined ? {} : { statePath: sim.state }),
+      ...(sim.root === undefined ? {} : { root: { bytes: 0, ...sim.root } }),
     });
   } catch (cause) {
     throw cause instanceof HalError ? new CliError(EXIT.config, `sim: ${cause.message}`, { cause }) : cause;

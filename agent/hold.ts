@@ -6,14 +6,14 @@ import { CliError, EXIT } from "./terminal.ts";
 const MOST_TRIES = 5;
 
 /**
- * Makes this process the only agent that writes in a folder, until it lets go or dies: two would tear its journal apart.
+ * Makes this process the only agent, or the only `what` else, that writes in a folder, until it lets go or dies: two would tear its journal apart.
  * The hold is a symbolic link whose target names the process: made only where there is none, and short enough to need no
  * room on a full disk. What a dead process left is moved away and looked at again there, since another agent may have
  * replaced it meanwhile. Throws `CliError` busy, naming the process that has it.
  */
-export function holdFolder(dir: string): Disposable {
+export function holdFolder(dir: string, what = "agent"): Disposable {
   mkdirSync(dir, { recursive: true, mode: 0o700 });
-  const file = join(dir, "agent.pid");
+  const file = join(dir, `${what}.pid`);
   const own = nameOf(process.pid);
   for (let tries = 0; tries < MOST_TRIES; tries++) {
     if (linked(own, file)) return { [Symbol.dispose]: () => letGo(file, own) };
@@ -21,10 +21,10 @@ export function holdFolder(dir: string): Disposable {
     if (found === undefined) continue;
     const pid = Number(found.split(" ")[0]);
     if (found === nameOf(pid))
-      throw new CliError(EXIT.busy, `${dir}: another agent is running there, process ${pid}`);
+      throw new CliError(EXIT.busy, `${dir}: another ${what} is running there, process ${pid}`);
     moveAway(file, `${file}.${process.pid}`, found);
   }
-  throw new CliError(EXIT.busy, `${dir}: other agents are starting there; try again`);
+  throw new CliError(EXIT.busy, `${dir}: other ${what}s are starting there; try again`);
 }
 
 /** A process beyond doubt: numbers are used again, and a Pi boots the same way every time. `gone` when it does not run. */

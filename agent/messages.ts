@@ -116,17 +116,41 @@ const Event = v.looseObject({
   message: v.optional(v.string()),
 });
 
+const SlotSummary = v.object({
+  state: v.pipe(v.string(), v.description("empty, writing, staged, trying, good or failed")),
+  version: v.optional(v.string()),
+  hash: v.optional(v.pipe(v.string(), v.description("First 16 bytes of the content hash, hex"))),
+  reason: v.optional(v.pipe(v.string(), v.description("Why it failed"))),
+});
+
 const BootState = v.object({
   active: v.picklist(["a", "b"]),
   trial: v.pipe(v.boolean(), v.description("The running release is not confirmed yet")),
   tries_left: v.optional(v.number()),
   confirmed: v.optional(v.boolean()),
+  switch: v.optional(
+    v.pipe(v.string(), v.description("What decides which slot is started: uboot or tryboot")),
+  ),
+  slots: v.optional(v.record(v.string(), SlotSummary)),
+  last: v.optional(
+    v.pipe(
+      v.object({ what: v.string(), version: v.optional(v.string()), reason: v.optional(v.string()) }),
+      v.description("What happened to a slot last"),
+    ),
+  ),
+  loop: v.optional(
+    v.pipe(v.number(), v.description("Starts in a row without health; nothing is tried by itself")),
+  ),
 });
 
 const UpdateState = v.object({
   phase: v.pipe(v.string(), v.description("`idle` when nothing is under way")),
   installed_version: v.optional(v.string()),
   latest_version: v.optional(v.string()),
+  bytes_done: v.optional(v.number()),
+  bytes_total: v.optional(v.number()),
+  rate: v.optional(v.pipe(v.number(), v.description("Bytes a second"))),
+  eta_s: v.optional(v.pipe(v.number(), v.description("Seconds left, as far as can be told"))),
 });
 
 export const CONSOLE_STATES = ["up", "gone"] as const;

@@ -15,6 +15,14 @@ export const EXIT = {
   unconfirmed: 5,
   unreachable: 6,
   unauthorised: 7,
+  /** It is done once the node has started anew. */
+  reboot: 8,
+  /** A new release is being tried, and not decided. */
+  trial: 9,
+  /** A new release was tried, and given up. */
+  rolledBack: 10,
+  /** This node's hardware or card cannot do it. */
+  hardware: 11,
   config: 78,
 } as const;
 export type Exit = (typeof EXIT)[keyof typeof EXIT];
@@ -125,6 +133,12 @@ const CODE_EXITS: Record<string, Exit> = {
   clock: EXIT.unauthorised,
   "wrong-node": EXIT.unauthorised,
   "wrong-site": EXIT.unauthorised,
+  "no-slots": EXIT.hardware,
+  "on-trial": EXIT.trial,
+  "rolled-back": EXIT.rolledBack,
+  quarantined: EXIT.refused,
+  "reboot-loop": EXIT.refused,
+  slot: EXIT.refused,
 };
 
 /** Columns aligned by two spaces, the heading first; the last column is not padded. */

@@ -43,6 +43,8 @@ export interface Uplink {
   publish: Publish;
   tell: Tell;
   alarm: RaiseAlarm;
+  /** The broker is reached, and greeted. */
+  readonly isOnline: boolean;
   /** Figures for `tele/agent`. */
   numbers(): { mqtt_reconnects_total: number; dropped_total: number; events_buffered: number };
   /** Publishes `info`, and says who runs the commands that come in. `signal` aborts when they no longer may. */
@@ -117,6 +119,9 @@ export function createUplink(options: UplinkOptions): Uplink {
     publish,
     tell,
     alarm,
+    get isOnline() {
+      return session?.isOnline ?? false;
+    },
     numbers: () => {
       const { reconnects = 0, dropped = 0, buffered = 0 } = session?.stats ?? {};
       return { mqtt_reconnects_total: reconnects, dropped_total: dropped, events_buffered: buffered };

@@ -10,6 +10,12 @@ interface Words {
 }
 
 const WORDS: Record<string, Words> = {
+  "boot.confirm": { typed: "boot confirm" },
+  "boot.explain": { typed: "boot explain", isRead: true },
+  "boot.history": { typed: "boot history", isRead: true },
+  "boot.rollback": { typed: "boot rollback" },
+  "boot.status": { typed: "boot status", isRead: true },
+  "boot.try": { typed: "boot try" },
   "console.break": { typed: "console break" },
   "console.kick": { typed: "console kick" },
   "console.list": { typed: "console list", isRead: true },

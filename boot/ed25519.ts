@@ -38,7 +38,7 @@ const SPKI_PREFIX = Buffer.from("302a300506032b6570032100", "hex");
 /** Tells whether this key signed these bytes. False for anything else, wrong sizes included; never throws. */
 export function verifyEd25519(publicKey: Uint8Array, message: Uint8Array, signature: Uint8Array): boolean {
   if (publicKey.length !== PUBLIC_KEY_BYTES || signature.length !== SIGNATURE_BYTES) return false;
-  if (littleEndian(signature.subarray(32)) >= L) return false;
+  if (!isReduced(signature)) return false;
   if (!isSoundPublicKey(publicKey)) return false;
   try {
     const key = createPublicKey({
@@ -50,6 +50,11 @@ export function verifyEd25519(publicKey: Uint8Array, message: Uint8Array, signat
   } catch {
     return false; // the bytes are no point on the curve
   }
+}
+
+/** Whether S is below L: otherwise somebody made another signature of one that held, without the key. */
+export function isReduced(signature: Uint8Array): boolean {
+  return littleEndian(signature.subarray(32)) < L;
 }
 
 /** Signs with a 32-byte seed (the private key of RFC 8032 §5.1.5). Throws `RangeError` on another size. */
@@ -68,8 +73,8 @@ function keyPair(seed: Uint8Array) {
   return nacl.sign.keyPair.fromSeed(seed);
 }
 
-/** Canonically written and not of small order; the highest bit is the sign of x, not part of y. */
-function isSoundPublicKey(publicKey: Uint8Array): boolean {
+/** Whether a signature under this key can mean anything: canonically written and not of small order; the highest bit is the sign of x, not part of y. */
+export function isSoundPublicKey(publicKey: Uint8Array): boolean {
   const y = BigInt.asUintN(255, littleEndian(publicKey));
   return y < P && !SMALL_ORDER.has(y);
 }

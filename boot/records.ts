@@ -4,7 +4,8 @@
  *
  * Invariants
  * - The valid record with the highest sequence number counts; among equals the one in the lowest place.
- * - A change is one sector in the place that is not valid or, where all are, oldest: it is flushed and read back past the cache.
+ * - A change is one sector in a place that is not valid or, where all are, the oldest: it is flushed and read back past the cache.
+ *   The place of the record that counts is never written.
  * - The offsets below never change, whatever the format: an agent reads older and newer ones and keeps the bytes it does not
  *   know. It writes only formats it knows.
  *
@@ -23,7 +24,7 @@
  * | 0x028 | 8 | time of the agent's last change, Unix seconds; 0 unknown |
  * | 0x030 | 8 | version floor: nothing lower is installed |
  * | 0x040, 0x0c0 | 128 | slot a, slot b |
- * | 0x1fc | 4 | CRC-32 of all before it, **big-endian**, as U-Boot's `crc32 ADDR LEN OUT` writes it |
+ * | 0x1fc | 4 | CRC-32 (zlib's) of all before it, **big-endian** |
  *
  * A slot: +0x00 state, +0x04 reason, +0x08 version (8), +0x10 first 16 bytes of its content hash (the Merkle root), +0x20 kernel,
  * +0x2c initramfs, +0x38 device tree (each: offset in sectors from the start of the slot, bytes, CRC-32 big-endian; no bytes: none),
@@ -31,11 +32,16 @@
  */
 import { crc32 } from "node:zlib";
 import type { BlockDevice } from "../hal/ports.ts";
+import { failpoint } from "./failpoint.ts";
 import { RECORD_OFFSETS, SECTOR, SLOTS, type SlotName } from "./layout.ts";
 
 /** What the newest agent writes. */
 export const FORMAT = 1;
 const MAGIC = 0x4255_5246; // "FRUB"
+/** U-Boot counts in the same 32 bits. */
+const LAST_SEQUENCE = 0xffff_ffff;
+/** A place is read in what the medium may have for a sector; the record is its beginning. */
+const READ_BYTES = 4096;
 
 /** The life of a slot (numbers as in the record). */
 export const SLOT_STATES = ["empty", "writing", "staged", "trying", "good", "failed"] as const;
@@ -61,6 +67,8 @@ export const REASONS = [
   "never-came-up",
   "by-hand",
   "repaired",
+  "committing",
+  "switch-failed",
 ] as const;
 export type Reason = (typeof REASONS)[number] | `unknown-${number}`;
 
@@ -145,7 +153,7 @@ export function decodeRecord(bytes: Uint8Array): BootRecord | string {
       : {}),
     confirmed: view.getUint32(0x20, true),
     reason: named(REASONS, view.getUint32(0x24, true)),
-    time: Number(view.getBigUint64(0x28, true)),
+    time: safe(view.getBigUint64(0x28, true)),
     floor: view.getBigUint64(0x30, true),
     slots: { a: decodeSlot(view, SLOT_AT.a), b: decodeSlot(view, SLOT_AT.b) },
   };
@@ -169,8 +177,8 @@ export function encodeRecord(record: BootRecord, over?: Uint8Array): Uint8Array 
     [0x24, numbered(REASONS, record.reason)],
   ] as const)
     view.setUint32(at, fitting(value, 0xffff_ffff, `the word at 0x${at.toString(16)}`), true);
-  view.setBigUint64(0x28, BigInt(record.time), true);
-  view.setBigUint64(0x30, record.floor, true);
+  view.setBigUint64(0x28, BigInt(fitting(record.time, Number.MAX_SAFE_INTEGER, "the time")), true);
+  view.setBigUint64(0x30, fitting64(record.floor, "the floor"), true);
   for (const slot of SLOTS) encodeSlot(view, SLOT_AT[slot], record.slots[slot]);
   view.setUint32(0x1fc, crc32(bytes.subarray(0, 0x1fc)));
   return bytes;
@@ -180,7 +188,7 @@ export function encodeRecord(record: BootRecord, over?: Uint8Array): Uint8Array 
 export async function readRecords(disk: BlockDevice, past: "cache" | "medium" = "medium"): Promise<Copies> {
   const all: Copy[] = [];
   for (const [place, offset] of RECORD_OFFSETS.entries()) {
-    const read = past === "medium" ? disk.readMedium(offset, 4096) : disk.read(offset, SECTOR);
+    const read = past === "medium" ? disk.readMedium(offset, READ_BYTES) : disk.read(offset, SECTOR);
     const got = await read.then(
       (sector) => sector.subarray(0, SECTOR),
       (error: Error) => error.message,
@@ -211,21 +219,21 @@ export function newestOf(all: readonly Copy[]): (Copy & { record: BootRecord }) 
   return best;
 }
 
-/** The place that the next record goes to: the first that holds none, otherwise the oldest. */
-export function placeOfNext(all: readonly Copy[]): Copy {
-  const [first, ...rest] = all;
-  if (!first) throw new RangeError("there are no places");
-  let worst = first;
-  for (const copy of rest) {
-    if (worst.record === undefined) break;
-    if (copy.record === undefined || copy.record.sequence < worst.record.sequence) worst = copy;
-  }
-  return worst;
+/**
+ * The places the next record may go to, best first: those that hold none, then the oldest. The newest is never among them, so
+ * that nothing that happens to a write takes the record that counts.
+ */
+export function placesForNext(all: readonly Copy[]): Copy[] {
+  const newest = newestOf(all);
+  return all
+    .filter(({ place }) => place !== newest?.place)
+    .sort((one, other) => (one.record?.sequence ?? -1) - (other.record?.sequence ?? -1));
 }
 
 /**
- * Writes the record that `change` makes of the newest one, in one sector, flushed and read back. Throws `RecordError` where no
- * record is valid, where the newest is of a newer format, and where the medium does not hold what was written.
+ * Writes the record that `change` makes of the newest one, in one sector, flushed and read back. A place that does not take it
+ * is passed over for the next. Throws `RecordError` where no record is valid, where the newest is of a newer format or has the
+ * last sequence number there is, and where no place holds what was written.
  */
 export async function changeRecord(
   disk: BlockDevice,
@@ -239,15 +247,40 @@ export async function changeRecord(
     throw new RecordError(
       `${disk.name}: the newest record has format ${record.format}, this agent writes ${FORMAT}; it is left as it is`,
     );
-  const next = { ...change(record), format: FORMAT, sequence: record.sequence + 1 };
-  const written = encodeRecord(next, bytes);
-  const { offset } = placeOfNext(all);
-  await disk.write(offset, written);
-  await disk.flush();
-  const found = (await disk.readMedium(offset, 4096)).subarray(0, SECTOR);
-  if (!Buffer.from(found).equals(written))
-    throw new RecordError(`${disk.name}: the record written at byte ${offset} reads back otherwise`);
-  return next;
+  const changed = { ...change(record), format: FORMAT };
+  const problems: string[] = [];
+  let { sequence } = record;
+  for (const { offset } of placesForNext(all)) {
+    // Each attempt has its own number: one that the medium took after all never stands beside another of the same
+    if (++sequence > LAST_SEQUENCE)
+      throw new RecordError(
+        `${disk.name}: sequence number ${record.sequence} is too near the last there is; write the records anew from the rescue`,
+      );
+    const next = { ...changed, sequence };
+    const problem = await writeRecord(disk, offset, encodeRecord(next, bytes));
+    if (problem === undefined) return next;
+    problems.push(problem);
+  }
+  throw new RecordError(`${disk.name}: no place takes the record: ${problems.join("; ")}`);
+}
+
+/** One sector on the medium; or why it is not there. */
+async function writeRecord(
+  disk: BlockDevice,
+  offset: number,
+  bytes: Uint8Array,
+): Promise<string | undefined> {
+  failpoint("record.before-write");
+  try {
+    await disk.write(offset, bytes);
+    failpoint("record.after-write");
+    await disk.flush();
+    failpoint("record.after-flush");
+    const found = (await disk.readMedium(offset, READ_BYTES)).subarray(0, SECTOR);
+    return Buffer.from(found).equals(bytes) ? undefined : `at byte ${offset} it reads back otherwise`;
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error);
+  }
 }
 
 const SLOT_AT = { a: 0x40, b: 0xc0 } as const;
@@ -268,7 +301,7 @@ function decodeSlot(view: DataView, at: number): SlotRecord {
     reason: named(REASONS, view.getUint32(at + 4, true)),
     version: view.getBigUint64(at + 8, true),
     hash: Buffer.from(view.buffer, view.byteOffset + at + 0x10, 16).toString("hex"),
-    payloadBytes: Number(view.getBigUint64(at + 0x48, true)),
+    payloadBytes: safe(view.getBigUint64(at + 0x48, true)),
     ...(kernel ? { kernel } : {}),
     ...(initramfs ? { initramfs } : {}),
     ...(deviceTree ? { deviceTree } : {}),
@@ -278,7 +311,7 @@ function decodeSlot(view: DataView, at: number): SlotRecord {
 function encodeSlot(view: DataView, at: number, slot: SlotRecord): void {
   view.setUint32(at, SLOT_STATES.indexOf(slot.state), true);
   view.setUint32(at + 4, numbered(REASONS, slot.reason), true);
-  view.setBigUint64(at + 8, slot.version, true);
+  view.setBigUint64(at + 8, fitting64(slot.version, "a version"), true);
   if (!/^[0-9a-f]{32}$/.test(slot.hash))
     throw new RangeError(`"${slot.hash}" is no hash prefix of 32 hex digits`);
   Buffer.from(view.buffer, view.byteOffset + at + 0x10, 16).write(slot.hash, "hex");
@@ -289,12 +322,15 @@ function encodeSlot(view: DataView, at: number, slot: SlotRecord): void {
     if (offset % SECTOR !== 0) throw new RangeError(`offset ${offset} is no multiple of ${SECTOR}`);
     view.setUint32(from, fitting(offset / SECTOR, 0xffff_ffff, "an offset in sectors"), true);
     view.setUint32(from + 4, fitting(bytes, 0xffff_ffff, "a length"), true);
-    view.setUint32(from + 8, crc32);
+    view.setUint32(from + 8, fitting(crc32, 0xffff_ffff, "a CRC-32"));
   }
-  view.setBigUint64(at + 0x48, BigInt(slot.payloadBytes), true);
+  const payload = fitting(slot.payloadBytes, Number.MAX_SAFE_INTEGER, "the payload's length");
+  view.setBigUint64(at + 0x48, BigInt(payload), true);
 }
 
 const viewOf = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+/** A number that can be counted with; more than that many bytes or seconds there are not. */
+const safe = (value: bigint) => Number(value > Number.MAX_SAFE_INTEGER ? Number.MAX_SAFE_INTEGER : value);
 const hex = (word: number) => word.toString(16).padStart(8, "0");
 
 function named(names: readonly Reason[], number: number): Reason {
@@ -309,5 +345,10 @@ function numbered(names: readonly Reason[], name: Reason): number {
 function fitting(value: number, most: number, what: string): number {
   if (!Number.isInteger(value) || value < 0 || value > most)
     throw new RangeError(`${what} is ${value}, not 0 to ${most}`);
+  return value;
+}
+
+function fitting64(value: bigint, what: string): bigint {
+  if (value < 0n || value >= 2n ** 64n) throw new RangeError(`${what} is ${value}, not 0 to 2^64 - 1`);
   return value;
 }

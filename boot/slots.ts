@@ -46,6 +46,7 @@ export function stage(record: BootRecord, slot: SlotName, content: SlotContent):
 export function arm(record: BootRecord, slot: SlotName, trial: { id: number; tries: number }): BootRecord {
   expect(record, slot, ["staged"]);
   if (slot === record.primary) throw new SlotRefusal(`slot ${slot} is the one this node starts from`);
+  if (!(trial.tries >= 1)) throw new SlotRefusal(`a trial is of one try at least, not ${trial.tries}`);
   const next = changed(record, slot, { ...record.slots[slot], state: "trying" }, "trial-armed");
   return { ...next, trial: { id: trial.id, triesLeft: trial.tries, started: 0 } };
 }
@@ -87,10 +88,13 @@ export function fail(record: BootRecord, slot: SlotName, reason: Reason): BootRe
 export function rollBack(record: BootRecord, reason: Reason): BootRecord {
   const [from, to] = [record.primary, otherSlot(record.primary)];
   expect(record, to, ["good"]);
-  return {
-    ...changed(record, from, { ...record.slots[from], state: "failed", reason }, reason),
-    primary: to,
-  };
+  const { trial, ...rest } = changed(
+    record,
+    from,
+    { ...record.slots[from], state: "failed", reason },
+    reason,
+  );
+  return { ...rest, primary: to };
 }
 
 function expect(record: BootRecord, slot: SlotName, states: readonly SlotState[]): void {

@@ -5,7 +5,8 @@ import { listGpio, openGpio } from "./gpio.ts";
 import { openHeart } from "./heart.ts";
 import { openI2cLink } from "./i2c.ts";
 import { kernelClock, mailbox } from "./native/libc.ts";
-import type { Hal, Machine } from "./ports.ts";
+import type { Hal, Machine, MountedRoot } from "./ports.ts";
+import { rootOf } from "./root.ts";
 import { openLine, openSerialLink } from "./serial.ts";
 
 /** The hardware of the node this runs on. */
@@ -27,6 +28,10 @@ export function openLinux(): Hal {
 
 /** Firmware mailbox property "get throttled"; a request of 0 leaves its sticky bits as they are. */
 const GET_THROTTLED = 0x00030046;
+/** Firmware mailbox properties, raspberrypi/linux:include/soc/bcm2835/raspberrypi-firmware.h. */
+const GET_FIRMWARE_REVISION = 0x00000001;
+const GET_REBOOT_FLAGS = 0x00030064;
+const SET_REBOOT_FLAGS = 0x00038064;
 /** Declared deprecated, and gone on newer kernels: second choice. */
 const THROTTLED_FILE = "/sys/devices/platform/soc/soc:firmware/get_throttled";
 
@@ -62,6 +67,10 @@ class LinuxMachine implements Machine {
     }
   }
 
+  root(): MountedRoot | undefined {
+    return rootOf(this);
+  }
+
   space(path: string): { sizeBytes: number; availBytes: number } | undefined {
     try {
       const { blocks, bavail, bsize } = statfsSync(path);
@@ -83,6 +92,16 @@ class LinuxMachine implements Machine {
     return text && /^[0-9a-f]{1,8}$/i.test(text)
       ? { word: Number.parseInt(text, 16), source: "sysfs" }
       : undefined;
+  }
+
+  rebootFlags(set?: number): number | undefined {
+    // What the answer to the setting says is an echo: only asking again shows that it was kept
+    if (set !== undefined && mailbox(SET_REBOOT_FLAGS, set) === undefined) return undefined;
+    return mailbox(GET_REBOOT_FLAGS);
+  }
+
+  firmwareBuilt(): number | undefined {
+    return mailbox(GET_FIRMWARE_REVISION) || undefined;
   }
 
   identify(on: boolean): boolean {

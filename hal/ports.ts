@@ -200,6 +200,15 @@ export interface PowerBus {
   pis?: number | undefined;
 }
 
+/** The partition that a root file system is on. */
+export interface MountedRoot {
+  /** The whole disk: `/dev/mmcblk0`. */
+  disk: string;
+  /** Where the partition starts on it, bytes; 0 where the file system has the whole disk. */
+  offset: number;
+  bytes: number;
+}
+
 /** The computer itself: who it is and the kernel's files about it. */
 export interface Machine {
   /** Serial number as the firmware prints it, leading zeros and all; undefined off a Pi. */
@@ -215,12 +224,21 @@ export interface Machine {
   list(path: string): string[];
   /** Target of a symbolic link, undefined where there is none. */
   link(path: string): string | undefined;
+  /** Where the mounted root is, by the kernel's word; undefined where it is on no partition (memory, a network). */
+  root(): MountedRoot | undefined;
   /** Space of the file system that holds `path`. */
   space(path: string): { sizeBytes: number; availBytes: number } | undefined;
   /** Whether the clock was set by somebody who knows the time, and by how much it is believed to be off. */
   clock(): { synced: boolean; offsetSeconds?: number };
   /** The firmware's throttle word and where it was read; undefined where the board cannot tell. */
   throttled(): { word: number; source: "mailbox" | "sysfs" } | undefined;
+  /**
+   * What the firmware keeps for the next start (mailbox 0x00030064; bit 0: tryboot), read back after `set` was put there
+   * (0x00038064). Undefined where the board, its firmware or the kernel cannot.
+   */
+  rebootFlags(set?: number): number | undefined;
+  /** When the firmware that started this kernel was built, Unix seconds (mailbox 0x00000001); undefined where nobody can be asked. */
+  firmwareBuilt(): number | undefined;
   /** Blinks the machine's own LED so that a person finds it. False where it has none. */
   identify(on: boolean): boolean;
   close(): void;
@@ -228,17 +246,20 @@ export interface Machine {
 
 /**
  * A disk or a file that stands for one, as bytes at offsets. Whatever it cannot do whole it throws `io`, with the name, the
- * offset and the kernel's reason.
+ * offset and the kernel's reason. `into`, where given, is memory the answer may be put into, such as that of an answer before;
+ * what is returned counts.
  */
 export interface BlockDevice {
   /** Path, for messages. */
   readonly name: string;
   readonly bytes: number;
+  /** How `readMedium` gets past the kernel's cache, known once it was called: by O_DIRECT, by making the cache forget, or not at all. */
+  readonly pastCache?: "direct" | "forgotten" | "never" | undefined;
   /** All of it; may come from the kernel's cache. The array is the caller's. */
-  read(offset: number, length: number): Promise<Uint8Array>;
+  read(offset: number, length: number, into?: Uint8Array): Promise<Uint8Array>;
   /** What is on the medium itself, past the kernel's cache. Whole sectors of 4096 bytes. */
-  readMedium(offset: number, length: number): Promise<Uint8Array>;
-  /** Resolves when the kernel has all of it: it lasts only once `flush` has resolved after it. */
+  readMedium(offset: number, length: number, into?: Uint8Array): Promise<Uint8Array>;
+  /** Resolves when the kernel has all of it: it lasts only once `flush` has resolved after it. The bytes must not change until then. */
   write(offset: number, bytes: Uint8Array): Promise<void>;
   /** Everything written before is on the medium. */
   flush(): Promise<void>;

@@ -47,7 +47,7 @@ export async function build(target: Target): Promise<string> {
 }
 
 /** What `fruit version` prints. The time is the commit's, so that the same sources give the same bytes. */
-async function provenance(): Promise<{ commit: string; time: number }> {
+export async function provenance(): Promise<{ commit: string; time: number }> {
   const git = await $`git -C ${root} log -1 --format=%h,%ct`.nothrow().quiet();
   const [commit = "unknown", time = "0"] = git.exitCode === 0 ? git.text().trim().split(",") : [];
   const dirty =

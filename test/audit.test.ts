@@ -16,15 +16,9 @@ import { type FileHandle, open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Refusal } from "../agent/commands.ts";
-import {
-  Audit,
-  type AuditEntry,
-  type AuditOptions,
-  GENESIS,
-  sha256,
-  tailAudit,
-} from "../agent/record/audit.ts";
+import { Audit, type AuditEntry, type AuditOptions, tailAudit } from "../agent/record/audit.ts";
 import { verifyAudit } from "../agent/record/chain.ts";
+import { GENESIS, sha256 } from "../agent/record/chained.ts";
 
 const home = mkdtempSync(join(tmpdir(), "fruit-audit-"));
 const opened: Audit[] = [];

@@ -58,6 +58,20 @@ test.each<{ document: unknown; says: string[] }>([
     document: connected({ url: "mqtt://x:99999" }),
     says: ['mqtt.url: "mqtt://x:99999" names no host and port'],
   },
+  {
+    document: {
+      site: "lab",
+      consoles: Object.fromEntries(
+        ["a", "b"].map((name) => [
+          name,
+          { device: `/dev/tty${name}`, record: { file_bytes: 67_108_864, files: 2 } },
+        ]),
+      ),
+    },
+    says: [
+      'consoles.*.record: 2 recordings may take 256 MiB of /run, which is memory; no more than 128 MiB together (fewer files, smaller ones, or "dir" on a disk)',
+    ],
+  },
   { document: connected({ url: "mqtt://[::1" }), says: ['mqtt.url: "mqtt://[::1" names no host and port'] },
   {
     document: connected({ url: "mqtt://alice:secret@x" }),

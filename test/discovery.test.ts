@@ -160,6 +160,19 @@ test.each([
   expect(named(document(NODE), name)).toBeUndefined();
 });
 
+test("a node with slots shows its release as an update, its slot and whether it is on trial; another does not", () => {
+  expect(named(document(NODE), "Release")).toBeUndefined();
+  const telemetry = new Map([["state/boot", new Set(["active", "trial"])]]);
+  const device = document(NODE, { telemetry });
+  expect(named(device, "Release")).toMatchObject({ p: "update", state_topic: `${BASE}/state/update/main` });
+  expect(named(device, "On trial")).toMatchObject({
+    p: "binary_sensor",
+    state_topic: `${BASE}/state/boot/main`,
+    value_template: "{{ 'ON' if value_json.trial else 'OFF' }}",
+  });
+  expect(named(device, "Slot")?.value_template).toBe("{{ value_json.active }}");
+});
+
 test("there is a button that makes the node visible, and an alarm is a problem while its topic is not empty", () => {
   expect(named(document(NODE), "Identify")).toMatchObject({
     p: "button",

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { type Group, METRICS } from "../agent/telemetry/metrics.ts";
 import { createSampler, type Sample } from "../agent/telemetry/sampler.ts";
 import type { Machine } from "../hal/ports.ts";
+import { rootOf } from "../hal/root.ts";
 
 const GOLDEN = join(import.meta.dir, "golden/proc");
 
@@ -70,6 +71,9 @@ export class PaperMachine implements Machine {
     ["/mnt/usb stick", { sizeBytes: 8_000_000_000, availBytes: 1_000_000_000 }],
   ]);
   word: number | undefined = 0x50005;
+  /** The firmware's flags for the next start; undefined where its mailbox does not know them. */
+  flags: number | undefined = 0;
+  built: number | undefined = 1_752_148_801;
   time: { synced: boolean; offsetSeconds?: number } = { synced: true, offsetSeconds: -0.000125 };
   /** As on the real one, what `read` returned is overwritten by the next. */
   readonly #buffer = new Uint8Array(65_536);
@@ -108,6 +112,10 @@ export class PaperMachine implements Machine {
     return this.links.get(path);
   }
 
+  root() {
+    return rootOf(this);
+  }
+
   space(path: string) {
     return this.spaces.get(path);
   }
@@ -118,6 +126,15 @@ export class PaperMachine implements Machine {
 
   throttled() {
     return this.word === undefined ? undefined : { word: this.word, source: "mailbox" as const };
+  }
+
+  rebootFlags(set?: number): number | undefined {
+    if (this.flags !== undefined && set !== undefined) this.flags = set;
+    return this.flags;
+  }
+
+  firmwareBuilt() {
+    return this.built;
   }
 
   identify(): boolean {

@@ -1,4 +1,6 @@
 import { expect, test } from "bun:test";
+import { BOOT_VERBS } from "../agent/boot/cli.ts";
+import { createBootService } from "../agent/boot/service.ts";
 import type { Command } from "../agent/commands.ts";
 import { parseConfig } from "../agent/config.ts";
 import { CONSOLE_VERBS } from "../agent/console/cli.ts";
@@ -19,7 +21,9 @@ function table(): Command[] {
   const hal = { machine: { read: () => undefined } };
   const gpio = { config, hal, hasStackRole: false };
   const stack = { config: config.stack, hal };
+  const slots = { config: config.boot, dataDir: "/nowhere", hal };
   return [
+    ...createBootService(slots as unknown as Parameters<typeof createBootService>[0]).commands,
     ...bench(new Rack(1)).service.commands,
     ...consoleBench().service.commands,
     ...createGpioService(gpio as unknown as Parameters<typeof createGpioService>[0]).commands,
@@ -34,11 +38,13 @@ test("the words are those of the command table, and what only looks is of tier 0
   expect(KNOWN_VERBS.filter(isRead)).toEqual(rows.filter(({ tier }) => tier === 0).map(({ verb }) => verb));
 });
 
-test("what is typed for a command about power, consoles, lines or the stack is a verb of the command line", () => {
-  const typed = KNOWN_VERBS.filter((verb) => /^(power|lock|console|gpio|stack)\./.test(verb)).map((verb) =>
-    asTyped(verb),
+test("what is typed for a command about power, consoles, lines, slots or the stack is a verb of the command line", () => {
+  const typed = KNOWN_VERBS.filter((verb) => /^(boot|power|lock|console|gpio|stack)\./.test(verb)).map(
+    (verb) => asTyped(verb),
   );
-  const words = [...POWER_VERBS, ...CONSOLE_VERBS, ...GPIO_VERBS, ...STACK_VERBS].map((verb) => verb.words);
+  const words = [...POWER_VERBS, ...CONSOLE_VERBS, ...GPIO_VERBS, ...STACK_VERBS, ...BOOT_VERBS].map(
+    (verb) => verb.words,
+  );
   expect(typed.filter((one) => !words.includes(one))).toEqual([]);
 });
 

@@ -14,7 +14,7 @@ import type { Log } from "../log.ts";
 import { ROOT } from "../messages.ts";
 import type { Part } from "../parts.ts";
 import type { Store } from "../store.ts";
-import { type Device, discovery, type Facts } from "./entities.ts";
+import { type Device, discovery, type Facts, SLOTS } from "./entities.ts";
 import type { Incoming, Outgoing } from "./message.ts";
 import type { Session } from "./session.ts";
 
@@ -87,8 +87,9 @@ export class Discovery {
       this.#seen.add(`alarm/${id}`);
       if (payload.length > 0) this.#learn(this.#alarms, id);
     }
-    if (kind !== "tele") return;
-    const instance = topic.split("/").slice(-2).join("/");
+    const isSlots = topic.endsWith(`/${SLOTS}/main`) && payload.length > 0;
+    if (kind !== "tele" && !isSlots) return;
+    const instance = isSlots ? SLOTS : topic.split("/").slice(-2).join("/");
     this.#seen.add(instance);
     const keys = this.#telemetry.get(instance) ?? new Set();
     this.#telemetry.set(instance, keys);

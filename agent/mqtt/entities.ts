@@ -19,7 +19,7 @@ export interface Facts {
   model?: string;
   serial?: string;
   version: string;
-  /** `cpu/main`, `power/3.1` → the keys that are really published there. */
+  /** `cpu/main`, `power/3.1` → the keys that are really published there; with slots `state/boot` too. */
   telemetry: ReadonlyMap<string, ReadonlySet<string>>;
   /** Seconds between two messages of a group: an entity is unavailable after three of them. */
   intervalSeconds(group: string): number;
@@ -31,7 +31,7 @@ export interface Facts {
 /** One thing on a dashboard; keys as Home Assistant spells them. */
 export interface Component {
   /** Platform. */
-  p: "sensor" | "binary_sensor" | "switch" | "button";
+  p: "sensor" | "binary_sensor" | "switch" | "button" | "update";
   unique_id: string;
   name: string;
   [option: string]: unknown;
@@ -46,6 +46,9 @@ export interface Device {
   availability_mode: "all";
   qos: 1;
 }
+
+/** What a node with slots publishes among the rest. */
+export const SLOTS = "state/boot";
 
 /** The discovery documents of a node by topic: the node itself, and one for each outlet. */
 export function discovery(facts: Facts): Map<string, Device> {
@@ -67,6 +70,7 @@ export function discovery(facts: Facts): Map<string, Device> {
     cmps: byId([
       ...own.flatMap((instance) => sensors(facts, instance)),
       ...[...facts.alarms].sort().map((id) => alarm(facts, id)),
+      ...(facts.telemetry.has(SLOTS) ? slots(base, identity) : []),
       {
         p: "button",
         unique_id: idOf(identity, "identify"),
@@ -166,6 +170,37 @@ function alarm({ site, node }: Facts, id: string): Component {
     // Empty when cleared, and an empty result would be ignored.
     value_template: "{{ 'ON' if value else 'OFF' }}",
   };
+}
+
+/** The release that runs, the one that comes, and whether it is being tried. */
+function slots(base: string, identity: string): Component[] {
+  const boot = { state_topic: `${base}/state/boot/main`, ...diagnostic };
+  const share = "(100 * value_json.bytes_done / value_json.bytes_total) | round(0)";
+  return [
+    {
+      p: "update",
+      unique_id: idOf(identity, "release"),
+      name: "Release",
+      state_topic: `${base}/state/update/main`,
+      // Home Assistant refuses keys that it does not know.
+      value_template: `{{ {'installed_version': value_json.installed_version | default(''), 'latest_version': value_json.latest_version | default(''), 'in_progress': value_json.phase != 'idle', 'update_percentage': ${share} if value_json.bytes_total | default(0) > 0 else none} | tojson }}`,
+      ...diagnostic,
+    },
+    {
+      p: "binary_sensor",
+      unique_id: idOf(identity, "trial"),
+      name: "On trial",
+      value_template: "{{ 'ON' if value_json.trial else 'OFF' }}",
+      ...boot,
+    },
+    {
+      p: "sensor",
+      unique_id: idOf(identity, "slot"),
+      name: "Slot",
+      value_template: "{{ value_json.active }}",
+      ...boot,
+    },
+  ];
 }
 
 function sensors(facts: Facts, instance: string): Component[] {

@@ -55,6 +55,10 @@ export interface PowerService {
   onChange(happened: (outlet: OutletId, what: Happening) => void): void;
   /** Of all buses together. */
   counters(): BusCounters;
+  /** Numbers of the buses whose every outlet answered when it was last read. */
+  answering(): number[];
+  /** An outlet is being switched. */
+  readonly isBusy: boolean;
 }
 
 /** Longest payload of a neighbour that is looked at, bytes; its states have a few dozen. */
@@ -77,6 +81,16 @@ export function createPowerService(options: PowerOptions): PowerService {
       stack.means.changed(outlet);
     },
     counters: () => total(options.controllers.map(({ counters }) => counters)),
+    answering: () => {
+      const all = [...stack.outlets.values()];
+      return [...stack.buses.keys()].filter((index) => {
+        const outlets = all.filter(({ bus }) => bus === stack.buses[index]);
+        return outlets.length > 0 && outlets.every(({ reading }) => reading !== undefined);
+      });
+    },
+    get isBusy() {
+      return [...stack.outlets.values()].some(({ busy }) => busy !== undefined);
+    },
   };
 }
 

@@ -1,32 +1,34 @@
-/** Checks an audit log on disk: what was changed, removed, moved or put in between is named by file and line. */
+/** Checks a chained log on disk, the audit log or another: what was changed, removed, moved or put in between is named by file and line. */
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
+import { AUDIT } from "./audit.ts";
 import {
-  AUDIT_FILES,
-  type AuditHead,
-  type AuditLine,
+  CHAIN_FILES,
+  type ChainedLine,
+  type ChainHead,
+  type ChainKind,
   GENESIS,
   listFiles,
-  parseAuditLine,
+  parseLine,
   sha256,
-} from "./audit.ts";
+} from "./chained.ts";
 import { readHead } from "./head.ts";
 import { readLines } from "./lines.ts";
 
 /** One thing that is wrong; `line` counts from 1 in its file. */
-export interface AuditProblem {
+export interface ChainProblem {
   file: string;
   line: number;
   why: string;
 }
 
 /** What stands in a log, and whether it holds together. */
-export interface AuditVerdict {
+export interface ChainVerdict {
   lines: number;
   /** `seq` of the oldest line; above 1 once old files were dropped. */
   first?: number;
-  head?: AuditHead;
-  problems: AuditProblem[];
+  head?: ChainHead;
+  problems: ChainProblem[];
 }
 
 interface Place {
@@ -34,7 +36,7 @@ interface Place {
   line: number;
   sha256: string;
   /** Absent when the bytes are no entry. */
-  entry?: AuditLine;
+  entry?: ChainedLine;
 }
 
 /**
@@ -42,22 +44,23 @@ interface Place {
  * The newest line is held against its note; with a head that the node published earlier, a log that was written anew is
  * found out too.
  */
-export async function verifyAudit(
+export async function verifyChain(
   dir: string,
-  { files = AUDIT_FILES, head }: { files?: number; head?: AuditHead } = {},
-): Promise<AuditVerdict> {
+  kind: ChainKind<ChainedLine>,
+  { files = CHAIN_FILES, head }: { files?: number; head?: ChainHead } = {},
+): Promise<ChainVerdict> {
   // The note before the log: the agent writes them the other way round.
-  const noted = await readHead(dir);
-  const { places, torn, oldest } = await readLog(dir);
+  const noted = await readHead(dir, kind.name);
+  const { places, torn, oldest } = await readLog(dir, kind);
   const isNoted = head?.seq === noted?.seq && head?.sha256 === noted?.sha256;
   const heads = [noted, isNoted ? undefined : head].filter((one) => one !== undefined);
   const problems = [
     ...torn,
     ...follow(places, oldest >= files - 1),
-    ...heads.flatMap((one) => remember(places, one)),
+    ...heads.flatMap((one) => remember(places, one, kind.name)),
   ];
   const rank = new Map(places.map(({ file, line }, index) => [`${file}:${line}`, index]));
-  const rankOf = ({ file, line }: AuditProblem) => rank.get(`${file}:${line}`) ?? places.length;
+  const rankOf = ({ file, line }: ChainProblem) => rank.get(`${file}:${line}`) ?? places.length;
   const first = places.find(({ entry }) => entry)?.entry?.seq;
   const last = places.findLast(({ entry }) => entry);
   return {
@@ -68,37 +71,45 @@ export async function verifyAudit(
   };
 }
 
+/** The same of an audit log. */
+export function verifyAudit(
+  dir: string,
+  options: { files?: number; head?: ChainHead } = {},
+): Promise<ChainVerdict> {
+  return verifyChain(dir, AUDIT, options);
+}
+
 interface Found {
   places: Place[];
-  torn: AuditProblem[];
+  torn: ChainProblem[];
   /** Highest number of a file. */
   oldest: number;
 }
 
 /** All lines, oldest first; once more when the agent moved its files meanwhile. */
-async function readLog(dir: string): Promise<Found> {
+async function readLog(dir: string, kind: ChainKind<ChainedLine>): Promise<Found> {
   const current = () =>
-    stat(join(dir, "audit.jsonl")).then(
+    stat(join(dir, `${kind.name}.jsonl`)).then(
       ({ ino }) => ino,
       () => 0,
     );
   let before = await current();
-  let found = await readOnce(dir);
+  let found = await readOnce(dir, kind);
   for (let tries = 2; tries > 0 && before !== (await current()); tries--) {
     before = await current();
-    found = await readOnce(dir);
+    found = await readOnce(dir, kind);
   }
   return found;
 }
 
-async function readOnce(dir: string): Promise<Found> {
-  const files = await listFiles(dir);
+async function readOnce(dir: string, kind: ChainKind<ChainedLine>): Promise<Found> {
+  const files = await listFiles(dir, kind.name);
   const places: Place[] = [];
-  const torn: AuditProblem[] = [];
+  const torn: ChainProblem[] = [];
   for (const { name } of files) {
     const { lines, rest } = await readLines(join(dir, name));
     for (const [index, bytes] of lines.entries()) {
-      const entry = parseAuditLine(bytes);
+      const entry = parseLine(kind, bytes);
       places.push({ file: name, line: index + 1, sha256: sha256(bytes), ...(entry ? { entry } : {}) });
     }
     if (rest.length > 0)
@@ -111,8 +122,8 @@ async function readOnce(dir: string): Promise<Found> {
  * From the end back: each line's `prev` says which line must stand above it. A line that is not the one meant was
  * changed, or the one meant is missing; a line that nothing leads to was put in between.
  */
-function follow(places: readonly Place[], mayBeCut: boolean): AuditProblem[] {
-  const problems: AuditProblem[] = [];
+function follow(places: readonly Place[], mayBeCut: boolean): ChainProblem[] {
+  const problems: ChainProblem[] = [];
   const reached = new Set<number>();
   const byHash = new Map<string, number>();
   for (const [index, { sha256 }] of places.entries()) if (!byHash.has(sha256)) byHash.set(sha256, index);
@@ -152,7 +163,7 @@ interface Step {
   next: number | undefined;
   /** The `seq` that the next line should have, when what it says of itself is in doubt. */
   doubted?: number;
-  problem?: AuditProblem;
+  problem?: ChainProblem;
 }
 
 function above(walk: Walk, at: number, doubted: number | undefined): Step {
@@ -218,18 +229,18 @@ function missingAbove(
 }
 
 /** Holds the log against a head that is known from elsewhere. */
-function remember(places: readonly Place[], head: AuditHead): AuditProblem[] {
+function remember(places: readonly Place[], head: ChainHead, log: string): ChainProblem[] {
   const found = places.filter(({ entry }) => entry?.seq === head.seq);
   if (found.some(({ sha256 }) => sha256 === head.sha256)) return [];
   if (found[0]) return [said(found[0], `changed: seq ${head.seq} is known with SHA-256 ${head.sha256}`)];
   const last = places.findLast(({ entry }) => entry);
   const end = last?.entry?.seq ?? 0;
   if (end >= head.seq) return []; // dropped with the oldest file
-  const place = last ?? { file: "audit.jsonl", line: 0 };
+  const place = last ?? { file: `${log}.jsonl`, line: 0 };
   return [said(place, `removed: the log ends with seq ${end}, but seq ${head.seq} is known`)];
 }
 
-const said = ({ file, line }: Pick<Place, "file" | "line">, why: string): AuditProblem => ({
+const said = ({ file, line }: Pick<Place, "file" | "line">, why: string): ChainProblem => ({
   file,
   line,
   why,

@@ -48,7 +48,8 @@ export async function openKey(
   };
 }
 
-async function readKeyFile(path: string): Promise<string> {
+/** The text of a key file. Throws `CliError`, also where others could read a private key. */
+export async function readKeyFile(path: string): Promise<string> {
   let handle: FileHandle | undefined;
   try {
     handle = await open(path, "r");

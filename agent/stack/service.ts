@@ -27,6 +27,8 @@ export interface StackRole {
   commands: Command[];
   /** Whether this node plays it: configured, or the HAT says that it is a Pi stack. */
   readonly isOn: boolean;
+  /** Whether its heart beats now. */
+  readonly isBeating: boolean;
 }
 
 /** Makes the role; nothing is opened before its part runs. */
@@ -58,6 +60,9 @@ export function createStackRole(options: StackOptions): StackRole {
   const role = new Role(options, publishChange);
   return {
     isOn,
+    get isBeating() {
+      return role.isBeating;
+    },
     part: async (signal) => {
       publishChange();
       if (isOn) await role.run(signal);

@@ -18,6 +18,7 @@ const SYMBOLS = {
   eventfd: { args: ["u32", "i32"], returns: "i32" },
   flock: { args: ["i32", "i32"], returns: "i32" },
   ioctl: { args: ["i32", "u64", "u64"], returns: "i32" },
+  posix_fadvise: { args: ["i32", "i64", "i64", "i32"], returns: "i32" },
   __errno_location: { args: [], returns: "ptr" },
 } as const;
 
@@ -131,16 +132,16 @@ export function kernelClock(): KernelClock | undefined {
 const IOCTL_MBOX_PROPERTY = 0xc0086400;
 const RESPONSE_OK = 0x80000000;
 
-/** One 32-bit word by a firmware mailbox tag, through /dev/vcio (vcmailbox(7)); undefined where there is none. */
-export function mailbox(tag: number): number | undefined {
+/** One 32-bit word by a firmware mailbox tag, which `word` is handed to, through /dev/vcio (vcmailbox(7)); undefined where there is none. */
+export function mailbox(tag: number, word = 0): number | undefined {
   return orNothing(() => {
     const device = openSync("/dev/vcio", "r");
     try {
       // Size, request, tag, size of its value, request, value, end.
-      const message = new Uint32Array([28, 0, tag, 4, 0, 0, 0]);
+      const message = new Uint32Array([28, 0, tag, 4, 0, word, 0]);
       ioctl(device, IOCTL_MBOX_PROPERTY, message);
-      const [, answer = 0, , , tagAnswer = 0, word] = message;
-      return answer === RESPONSE_OK && tagAnswer >= RESPONSE_OK ? word : undefined;
+      const [, answer = 0, , , tagAnswer = 0, answered] = message;
+      return answer === RESPONSE_OK && tagAnswer >= RESPONSE_OK ? answered : undefined;
     } finally {
       closeSync(device);
     }

@@ -1,6 +1,6 @@
 /** Opens a simulated node: a machine and the buses of a stack, in this process. */
 import { openDisk } from "../disk.ts";
-import type { Hal } from "../ports.ts";
+import type { Hal, MountedRoot } from "../ports.ts";
 import { activity, chance } from "./activity.ts";
 import { simController } from "./driver.ts";
 import { SimGpio } from "./gpio.ts";
@@ -39,6 +39,8 @@ export function openSim(options: {
   faults: readonly string[];
   statePath?: string;
   clockSynced: boolean;
+  /** Where the root is mounted from; on no disk when absent. */
+  root?: MountedRoot;
   /** A stack that is already there (`boards`, `faults` and `statePath` are then its own business). */
   stack?: SimStack;
 }): SimHal {
@@ -47,7 +49,11 @@ export function openSim(options: {
     options.stack ??
     new SimStack({ boards, seed, faults, ...(statePath === undefined ? {} : { statePath }) });
   const serial = options.serial?.padStart(16, "0") ?? simSerial(seed);
-  const machine = simMachine({ serial, seed, clockSynced, activity: activity(seed) });
+  const { root } = options;
+  const machine = simMachine({
+    ...{ serial, seed, clockSynced, activity: activity(seed) },
+    ...(root ? { root } : {}),
+  });
   const buses: Rs485Link[] = [];
   const gpio = new SimGpio(stack);
   const uarts = new SimUarts(stack, options.wireTime);

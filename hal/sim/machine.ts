@@ -5,7 +5,7 @@
  */
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
-import type { Machine } from "../ports.ts";
+import type { Machine, MountedRoot } from "../ports.ts";
 import { chance } from "./activity.ts";
 
 /** What makes one simulated machine differ from the next. */
@@ -14,6 +14,8 @@ export interface MachineOptions {
   serial: string;
   seed: number;
   clockSynced: boolean;
+  /** Where the root is mounted from; on no disk unless a test says so. */
+  root?: MountedRoot;
   /** How busy the Pi is at a moment, 0 to 1. */
   activity: (nowMs: number) => number;
   /** The clock `activity` is asked with; the real one unless a test brings its own. */
@@ -34,10 +36,13 @@ export function simMachine(options: MachineOptions): Machine {
     },
     list: (path) => LISTS[path] ?? [],
     link: (path) => LINKS[path],
+    root: () => options.root,
     space: (path) => pi.space(path),
     clock: () =>
       options.clockSynced ? { synced: true, offsetSeconds: pi.clockOffset() } : { synced: false },
     throttled: () => ({ word: 0, source: "mailbox" }),
+    rebootFlags: (set) => pi.rebootFlags(set),
+    firmwareBuilt: () => 1_752_148_801,
     identify: () => true,
     close: () => undefined,
   };
@@ -53,6 +58,7 @@ const BOOTED_SECONDS = 14;
 const THERMAL_SECONDS = 45;
 
 const LISTS: Record<string, string[]> = {
+  "/dev": ["vcio"],
   "/sys/class/thermal": ["cooling_device0", "thermal_zone0"],
   "/sys/class/hwmon": ["hwmon0", "hwmon1"],
 };
@@ -75,6 +81,8 @@ const MOUNTS = `21 1 179:2 / / ro,relatime shared:1 - squashfs /dev/root ro,erro
 
 class Pi4 {
   readonly bootId = randomUUID();
+  /** Kept by the firmware until the next start. */
+  #flags = 0;
   readonly #options: MachineOptions;
   readonly #nowMs: () => number;
   readonly #startMs: number;
@@ -112,6 +120,11 @@ class Pi4 {
         availBytes: Math.round(CARD_BYTES * 0.8 - this.#written()),
       };
     return undefined;
+  }
+
+  rebootFlags(set?: number): number {
+    if (set !== undefined) this.#flags = set >>> 0;
+    return this.#flags;
   }
 
   /** Wanders by some hundred microseconds, as under NTP over a household line. */
@@ -241,6 +254,7 @@ function standing(serial: string, bootId: string): Record<string, string | Uint8
     "/proc/device-tree/chosen/bootloader/version": "cd866525580337c0aee4b25880e1f5f9f674fb24\0",
     "/proc/device-tree/chosen/bootloader/build-timestamp": Uint8Array.of(0x63, 0xc1, 0x44, 0x2c),
     "/proc/device-tree/chosen/bootloader/rsts": Uint8Array.of(0x00, 0x00, 0x10, 0x00),
+    "/proc/device-tree/chosen/bootloader/capabilities": Uint8Array.of(0x00, 0x00, 0x00, 0x7f),
     "/proc/cpuinfo": `processor\t: 0\nBogoMIPS\t: 108.00\n\nRevision\t: c03114\nSerial\t\t: ${padded}\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n`,
     "/proc/sys/kernel/random/boot_id": `${bootId}\n`,
     "/proc/sys/kernel/osrelease": "6.12.31-0-rpi\n",

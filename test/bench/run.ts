@@ -3,13 +3,22 @@ import { build } from "../../image/build.ts";
 import { FRUIT, SOURCES } from "../node.ts";
 import { consoles } from "./consoles.ts";
 import { fleet } from "./fleet.ts";
+import { install } from "./install.ts";
 import { latency } from "./latency.ts";
 import { rest } from "./rest.ts";
 import { start } from "./start.ts";
 import { render, type Table } from "./table.ts";
 import { wires } from "./wires.ts";
 
-const BENCHES: Record<string, () => Promise<Table>> = { rest, start, latency, fleet, consoles, wires };
+const BENCHES: Record<string, () => Promise<Table>> = {
+  rest,
+  start,
+  latency,
+  fleet,
+  consoles,
+  wires,
+  install,
+};
 
 const asked = process.argv.slice(2);
 const unknown = asked.filter((name) => !Object.hasOwn(BENCHES, name));

@@ -32,6 +32,8 @@ export function missingForEmulator(): string | undefined {
     cpio: "cpio",
     mksquashfs: "squashfs-tools",
     setpriv: "util-linux",
+    debugfs: "e2fsprogs",
+    "qemu-aarch64-static": "qemu-user-static",
   };
   const PATH = `${process.env.PATH}:/usr/sbin:/sbin`;
   const packages = Object.entries(programs)

@@ -1,0 +1,88 @@
+/** Contents that failed, by hash: they are not tried again by themselves. */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import * as v from "valibot";
+import { NO_HASH } from "../../boot/slots.ts";
+import type { Store } from "../store.ts";
+
+const Entry = v.object({
+  version: v.string(),
+  reason: v.string(),
+  evidence: v.array(v.string()),
+  /** RFC 3339; absent where the clock was not right. */
+  at: v.optional(v.string()),
+});
+const Document = v.object({
+  hashes: v.record(v.string(), Entry),
+  /** How often all tries of a content were spent and nothing showed that it was to blame. */
+  rounds: v.record(v.string(), v.number()),
+});
+/** Why a content is not tried again. */
+export type QuarantineEntry = v.InferOutput<typeof Entry>;
+
+const NAME = "quarantine";
+/** Old ones go: a release that failed a hundred releases ago is below every floor. */
+const MOST = 100;
+/** After so many rounds somebody has to look. */
+export const MOST_ROUNDS = 3;
+
+/** The list, kept on the disk. */
+export class Quarantine {
+  readonly #store: Store;
+  readonly #document: v.InferOutput<typeof Document>;
+
+  constructor(store: Store) {
+    this.#store = store;
+    this.#document = store.load(NAME, Document, { hashes: {}, rounds: {} });
+  }
+
+  get size(): number {
+    return Object.keys(this.#document.hashes).length;
+  }
+
+  of(hash: string): QuarantineEntry | undefined {
+    return Object.hasOwn(this.#document.hashes, hash) ? this.#document.hashes[hash] : undefined;
+  }
+
+  roundsOf(hash: string): number {
+    return Object.hasOwn(this.#document.rounds, hash) ? (this.#document.rounds[hash] ?? 0) : 0;
+  }
+
+  /** A hash that nobody knows is no content. */
+  async add(hash: string, entry: QuarantineEntry): Promise<void> {
+    if (hash === NO_HASH) return;
+    this.#document.hashes = newest({ ...this.#document.hashes, [hash]: entry });
+    await this.#store.save(NAME, this.#document);
+  }
+
+  /** All tries were spent once more, and nobody knows why. Returns how often that was so. */
+  async addRound(hash: string): Promise<number> {
+    const rounds = this.roundsOf(hash) + 1;
+    this.#document.rounds = newest({ ...this.#document.rounds, [hash]: rounds });
+    await this.#store.save(NAME, this.#document);
+    return rounds;
+  }
+
+  /** A person wants it tried again, or it has become good. */
+  async lift(hash: string): Promise<void> {
+    if (!this.of(hash) && this.roundsOf(hash) === 0) return;
+    delete this.#document.hashes[hash];
+    delete this.#document.rounds[hash];
+    await this.#store.save(NAME, this.#document);
+  }
+}
+
+/** Why a content must not be installed, read from a data folder without the agent; undefined where nothing is against it. */
+export async function quarantined(dataDir: string, hash: string): Promise<QuarantineEntry | undefined> {
+  const text = await readFile(join(dataDir, "boot", `${NAME}.json`), "utf8").catch(() => "");
+  try {
+    const { hashes } = v.parse(Document, JSON.parse(text));
+    return Object.hasOwn(hashes, hash) ? hashes[hash] : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function newest<T>(all: Record<string, T>): Record<string, T> {
+  return Object.fromEntries(Object.entries(all).slice(-MOST));
+}

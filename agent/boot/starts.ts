@@ -1,0 +1,77 @@
+/**
+ * Starts of a good system, one boot id a line in `DATA/boot/starts`, until one has been healthy for long enough. Many in a row are
+ * a loop: nothing is then tried or installed by itself, and the watchdog is fed whatever happens, so that a person can log in.
+ */
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { appendFile, readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
+import type { BootOptions } from "./service.ts";
+
+const LINES_MOST = 1000;
+
+/** Notes this start, once for each boot of the machine. Returns how many there were without health in between, this one included. */
+export async function countStart(dir: string, boot: string): Promise<number> {
+  const lines = await startsIn(dir);
+  if (lines.includes(boot)) return lines.length;
+  if (lines.length < LINES_MOST)
+    await appendFile(join(dir, "starts"), `${boot}\n`, { mode: 0o600, flush: true });
+  return lines.length + 1;
+}
+
+/** Starts since the last healthy one; none where the file cannot be read. */
+export async function startsIn(dir: string): Promise<string[]> {
+  const text = await readFile(join(dir, "starts"), "utf8").catch(() => "");
+  return [...new Set(text.split("\n").filter((line) => /^[\w-]{1,64}$/.test(line)))];
+}
+
+/** This start was a healthy one. */
+export async function clearStarts(dir: string): Promise<void> {
+  await rm(join(dir, "starts"), { force: true });
+}
+
+/** Notices a loop, and its end. */
+export class LoopBreaker {
+  readonly #dir: string;
+  readonly #options: Pick<BootOptions, "config" | "alarm" | "log" | "hal">;
+  #starts: number | undefined;
+
+  constructor(dir: string, options: Pick<BootOptions, "config" | "alarm" | "log" | "hal">) {
+    this.#dir = dir;
+    this.#options = options;
+  }
+
+  /** Starts in a row, while they are a loop. */
+  get starts(): number | undefined {
+    return this.#starts;
+  }
+
+  /** Counts this start; with too many of them the alarm is raised and the feeder told. */
+  async count(): Promise<void> {
+    const { config, alarm, log, hal } = this.#options;
+    const starts = await countStart(this.#dir, hal.machine.bootId).catch((error) => {
+      log("error", "boot.not-written", { error: String(error) });
+      return 0;
+    });
+    if (starts < config.loop_starts) return alarm("reboot-loop", null);
+    this.#starts = starts;
+    const message = `this node was started ${starts} times without staying up for ${config.healthy_seconds} s; nothing is tried or installed by itself, and it stays up to be looked at`;
+    log("error", "boot.loop", { starts });
+    alarm("reboot-loop", { severity: "critical", message });
+    try {
+      mkdirSync(config.run_dir, { recursive: true, mode: 0o755 });
+      writeFileSync(join(config.run_dir, "loop"), `${message}\n`);
+    } catch (error) {
+      log("error", "boot.loop-not-told", { error: String(error) });
+    }
+  }
+
+  /** Up for so long without a crash, this start was a healthy one. */
+  async recover(upMs: number): Promise<void> {
+    const { config, alarm } = this.#options;
+    if (upMs < config.healthy_seconds * 1000) return;
+    await clearStarts(this.#dir);
+    rmSync(join(config.run_dir, "loop"), { force: true });
+    this.#starts = undefined;
+    alarm("reboot-loop", null);
+  }
+}

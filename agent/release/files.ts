@@ -1,0 +1,71 @@
+/** The small files that the verbs about releases read and write whole, and what people are told where they cannot. */
+import { open, readFile, stat } from "node:fs/promises";
+import { dirname } from "node:path";
+import { parseTrust, TRUST_MAX_BYTES, type Trust, TrustError } from "../../boot/trust.ts";
+import { ReleaseError, UPDATE_MAX_BYTES } from "../../boot/updatefile.ts";
+import { CliError, EXIT, UsageError } from "../terminal.ts";
+
+/** An update file, not yet read as one. Throws `CliError`. */
+export const readUpdate = (path: string): Promise<Buffer> => readSmall(path, UPDATE_MAX_BYTES);
+
+/** A `trust.json`. Throws `CliError` with all that is wrong in it. */
+export async function readTrust(path: string): Promise<Trust> {
+  const text = (await readSmall(path, TRUST_MAX_BYTES)).toString();
+  try {
+    return parseTrust(text);
+  } catch (cause) {
+    if (!(cause instanceof TrustError)) throw cause;
+    throw new CliError(EXIT.config, cause.problems.map((problem) => `${path}: ${problem}`).join("\n"), {
+      cause,
+    });
+  }
+}
+
+/** A file that must be read whole, if it is not too long for that. */
+async function readSmall(path: string, most: number): Promise<Buffer> {
+  try {
+    const { size } = await stat(path);
+    if (size > most) throw new Error(`${size} bytes; at most ${most} are read`);
+    return await readFile(path);
+  } catch (cause) {
+    throw new CliError(EXIT.usage, `${path}: ${cause instanceof Error ? cause.message : String(cause)}`, {
+      cause,
+    });
+  }
+}
+
+/** Writes a file that must not exist yet. */
+export async function writeNew(path: string, text: string, mode: number): Promise<void> {
+  try {
+    const file = await open(path, "wx", mode);
+    try {
+      await file.writeFile(text);
+      await file.datasync();
+    } finally {
+      await file.close();
+    }
+  } catch (cause) {
+    const exists = (cause as NodeJS.ErrnoException).code === "EEXIST";
+    const why = exists
+      ? `it exists in ${dirname(path)} already and is not overwritten`
+      : (cause as Error).message;
+    throw new CliError(EXIT.usage, `${path}: ${why}`, { cause });
+  }
+}
+
+/** An update file that cannot be read is wrong input here, not a decision. */
+export async function asUsage<T>(work: () => Promise<T>, path?: string): Promise<T> {
+  try {
+    return await work();
+  } catch (cause) {
+    if (!(cause instanceof ReleaseError)) throw cause;
+    throw new CliError(EXIT.usage, `${path === undefined ? "" : `${path}: `}${cause.message}`, { cause });
+  }
+}
+
+/** The one update file that is named on the command line. */
+export function onlyFile(positionals: string[]): string {
+  const [path, ...more] = positionals;
+  if (path === undefined || more.length > 0) throw new UsageError("expected one update file");
+  return path;
+}

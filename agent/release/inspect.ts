@@ -1,0 +1,197 @@
+/** What an update file says, for a person and for programs, whether or not it may be installed. */
+import { stat } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { verifyEd25519 } from "../../boot/ed25519.ts";
+import type { Statement } from "../../boot/statement.ts";
+import { distinctKeys, signersFor, type Trust } from "../../boot/trust.ts";
+import {
+  parseUpdate,
+  ReleaseError,
+  readSignature,
+  readStatement,
+  signedBytes,
+  statementToSign,
+  type UpdateFile,
+} from "../../boot/updatefile.ts";
+import { counted, EXIT, type Exit, type Io, lasting, printable, table } from "../terminal.ts";
+import { asUsage, readUpdate } from "./files.ts";
+
+/** What is known of one signer. */
+interface SignerFacts {
+  id: string;
+  /** Whether it holds; "unknown" without its key. */
+  signature: "good" | "bad" | "unknown";
+}
+
+/** Everything that `inspect` prints. Hashes are hex, versions decimal text (they have 64 bits), times Unix seconds. */
+interface Facts {
+  schema: "fruit.release/1";
+  file: string;
+  name: string;
+  infohash: string;
+  pieces_root: string;
+  piece_length: number;
+  size: number;
+  /** Absent while the signers do not agree about it. */
+  statement?: Record<string, unknown>;
+  signers: SignerFacts[];
+  /** What stands between it and an installation, as far as can be told here; empty when nothing does. */
+  missing: string[];
+}
+
+/** Prints what an update file says. */
+export async function explainUpdate(
+  { io, json }: { io: Io; json: boolean },
+  path: string,
+  trust?: Trust,
+): Promise<Exit> {
+  const now = Math.floor(Date.now() / 1000);
+  const facts = await asUsage(
+    async () =>
+      inspect(path, await readUpdate(path), {
+        now,
+        ...(trust === undefined ? {} : { trust }),
+      }),
+    path,
+  );
+  const { stated, ...printed } = facts;
+  io.out(json ? `${JSON.stringify(printed)}\n` : show(facts, now));
+  return EXIT.done;
+}
+
+/** Reads an update file, and looks for what belongs beside it. Throws `ReleaseError` where it is none. */
+async function inspect(
+  path: string,
+  bytes: Uint8Array,
+  options: { trust?: Trust; now: number },
+): Promise<Facts & { stated?: Statement }> {
+  const file = parseUpdate(bytes);
+  const missing: string[] = [];
+  const stated = attempt(() => readStatement(statementToSign(file)), missing);
+  const signers = signersOf(file, options.trust, missing);
+  if (stated && options.now >= stated.expires)
+    missing.push(`it expired ${lasting(options.now - stated.expires)} ago`);
+  if (stated && stated.size !== file.info.length)
+    missing.push(`its size is stated as ${stated.size}, but info.length is ${file.info.length}`);
+  if (options.trust) missing.push(...missingSigners(options.trust, signers));
+  else if (signers.length === 0) missing.push("nobody has signed it (fruit release sign)");
+  if (basename(path) === `${file.info.name}.fruit`) {
+    await isBeside(join(dirname(path), file.info.name), file.info.length, "payload", missing);
+    if (stated)
+      await isBeside(join(dirname(path), `${file.info.name}.side`), stated.side.bytes, "side file", missing);
+  }
+  return {
+    schema: "fruit.release/1",
+    file: path,
+    name: file.info.name,
+    infohash: file.infohash,
+    pieces_root: Buffer.from(file.info.piecesRoot).toString("hex"),
+    piece_length: file.info.pieceLength,
+    size: file.info.length,
+    ...(stated ? { statement: plain(stated), stated } : {}),
+    signers,
+    missing,
+  };
+}
+
+/** The facts as lines. */
+function show(facts: Facts & { stated?: Statement }, now: number): string {
+  const { stated } = facts;
+  const rows = [
+    ["release", facts.name],
+    ...(stated
+      ? [
+          ["version", `${stated.version} (channel ${stated.channel}, for ${stated.target})`],
+          ["boards", stated.boards.join(", ")],
+          ["installs on", `version ${stated.minFrom} and higher; then nothing below ${stated.floor}`],
+          ["made", instant(stated.created)],
+          ["expires", `${instant(stated.expires)}${away(stated.expires - now)}`],
+        ]
+      : []),
+    ["payload", `${megabytes(facts.size)}, hash tree ${facts.pieces_root}`],
+    ...(stated ? bootRows(stated) : []),
+    [
+      "swarm",
+      `${facts.infohash}, ${counted(Math.ceil(facts.size / facts.piece_length), "piece")} of ${facts.piece_length / 1024} KiB`,
+    ],
+    ...(facts.signers.length === 0 ? [["signed by", "nobody"]] : []),
+    ...facts.signers.map(({ id, signature }) => ["signed by", `${id}${WORDS[signature]}`]),
+    ...facts.missing.map((what) => ["missing", what]),
+  ];
+  return table(rows.map((row) => row.map(printable)));
+}
+
+const WORDS = {
+  good: "",
+  bad: ": NOT its signature",
+  unknown: " (not checked: its key is in trust.json, give --trust)",
+};
+
+function bootRows({ boot, side }: Statement): string[][] {
+  const file = ({ offset, bytes }: { offset: number; bytes: number }) =>
+    `${megabytes(bytes)} at byte ${offset}`;
+  return [
+    ["kernel", file(boot.kernel)],
+    ["initramfs", file(boot.initramfs)],
+    ...Object.entries(boot.deviceTrees).map(([board, tree]) => ["device tree", `${board}, ${file(tree)}`]),
+    ["side file", `${megabytes(side.bytes)}, SHA-256 ${side.sha256}`],
+  ];
+}
+
+/** The statement as JSON can say it. */
+function plain(stated: Statement): Record<string, unknown> {
+  const { target, minFrom, boot, version, floor, ...rest } = stated;
+  const { deviceTrees, ...files } = boot;
+  return {
+    uuid: target,
+    version: String(version),
+    min_from: String(minFrom),
+    floor: String(floor),
+    ...rest,
+    boot: { ...files, dtb: deviceTrees },
+  };
+}
+
+function signersOf(file: UpdateFile, trust: Trust | undefined, missing: string[]): SignerFacts[] {
+  return [...file.signatures].map(([id, received]) => {
+    const signed = attempt(() => readSignature(id, received), missing);
+    const known = trust && signersFor(trust, "release").find((signer) => signer.id === id);
+    if (!signed) return { id, signature: "bad" };
+    if (!known) return { id, signature: "unknown" };
+    const message = signedBytes(file.infoBytes, signed.statement.bytes);
+    return { id, signature: verifyEd25519(known.publicKey, message, signed.signature) ? "good" : "bad" };
+  });
+}
+
+function missingSigners(trust: Trust, signers: readonly SignerFacts[]): string[] {
+  const known = signersFor(trust, "release");
+  const good = known.filter(({ id }) => signers.some((one) => one.id === id && one.signature === "good"));
+  const needed = trust.threshold.release ?? 0;
+  const have = distinctKeys(good);
+  if (have >= needed) return [];
+  const others = known.filter((one) => !good.includes(one)).map(({ id }) => id);
+  return [`${counted(needed - have, "signature")} more of ${others.join(", ")} (${have} of ${needed} hold)`];
+}
+
+async function isBeside(path: string, bytes: number, what: string, missing: string[]): Promise<void> {
+  const found = await stat(path).then(
+    ({ size }) => size,
+    () => undefined,
+  );
+  if (found === undefined) missing.push(`the ${what} is not beside it: ${path}`);
+  else if (found !== bytes) missing.push(`the ${what} ${path} has ${found} bytes, not ${bytes}`);
+}
+
+function attempt<T>(read: () => T, missing: string[]): T | undefined {
+  try {
+    return read();
+  } catch (cause) {
+    if (!(cause instanceof ReleaseError)) throw cause;
+    if (!missing.includes(cause.message)) missing.push(cause.message);
+    return undefined;
+  }
+}
+
+const away = (seconds: number) => (seconds > 0 ? ` (in ${lasting(seconds)})` : "");
+const instant = (unixSeconds: number) => `${new Date(unixSeconds * 1000).toISOString().slice(0, 19)}Z`;
+const megabytes = (bytes: number) => (bytes < 100_000 ? `${bytes} B` : `${(bytes / 1e6).toFixed(1)} MB`);

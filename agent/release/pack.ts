@@ -1,0 +1,238 @@
+/** Makes a release: payload, side file, update file without signatures. The same input makes the same bytes, whenever and wherever. */
+import { createHash } from "node:crypto";
+import { type FileHandle, mkdir, open, rename, rm } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import {
+  type BootArea,
+  encodeArea,
+  type FileFacts,
+  findArea,
+  layOut,
+  squashfsBytes,
+} from "../../boot/area.ts";
+import type { Release } from "../../boot/content.ts";
+import { encodeSideHeader } from "../../boot/side.ts";
+import type { Statement } from "../../boot/statement.ts";
+import { encodeUpdate, RELEASE_NAME } from "../../boot/updatefile.ts";
+import { openDisk } from "../../hal/disk.ts";
+import { CliError, EXIT } from "../terminal.ts";
+import { CHUNK_BYTES, chunksOf, digestPayload, factsOf, pieceLengthFor } from "./digest.ts";
+
+/** The files that a release is, all in one folder. The payload has the name of the release, so that BitTorrent clients find it. */
+export const releaseFiles = (folder: string, name: string) => ({
+  payload: join(folder, name),
+  side: join(folder, `${name}.side`),
+  update: join(folder, `${name}.fruit`),
+});
+
+/** What goes into a payload. */
+export interface Parts {
+  /** A squashfs image. */
+  root: string;
+  kernel: string;
+  initramfs: string;
+  /** By the `compatible` string of the board. */
+  deviceTrees: Readonly<Record<string, string>>;
+}
+
+/** What is stated of a release beyond its bytes. */
+export type Claims = Pick<
+  Statement,
+  "target" | "boards" | "channel" | "minFrom" | "floor" | "created" | "expires"
+>;
+
+/** Lays out a payload. Throws `CliError` naming the file that does not fit. */
+export async function writePayload(
+  path: string,
+  parts: Parts,
+  release: { name: string; version: bigint },
+  signal?: AbortSignal,
+): Promise<void> {
+  const rootBytes = (await superblockOf(parts.root)).bytes;
+  const deviceTrees: Record<string, FileFacts> = {};
+  for (const [board, file] of Object.entries(parts.deviceTrees)) deviceTrees[board] = await filled(file);
+  const { headerAt, payloadBytes, boot } = layOut(rootBytes, {
+    kernel: await filled(parts.kernel),
+    initramfs: await filled(parts.initramfs),
+    deviceTrees,
+  });
+  const header = encodeArea({ ...release, payloadBytes, boot });
+  await replacing(path, async (file) => {
+    await file.truncate(payloadBytes); // what nothing is written to is zeros
+    await copy(parts.root, file, 0, rootBytes, signal);
+    await writeAll(file, header, headerAt);
+    await copy(parts.kernel, file, boot.kernel.offset, boot.kernel.bytes, signal);
+    await copy(parts.initramfs, file, boot.initramfs.offset, boot.initramfs.bytes, signal);
+    for (const [board, tree] of Object.entries(boot.deviceTrees))
+      await copy(parts.deviceTrees[board] ?? "", file, tree.offset, tree.bytes, signal);
+  });
+}
+
+/** Length of a squashfs, and when it was made (Unix seconds), as its superblock says. Throws `CliError`. */
+export async function superblockOf(path: string): Promise<{ bytes: number; made: number }> {
+  let start = Buffer.alloc(0);
+  for await (const chunk of chunksOf(path, 0, 96)) start = Buffer.concat([start, chunk]);
+  const bytes = squashfsBytes(start);
+  if (bytes === undefined) throw new CliError(EXIT.usage, `${path}: it is no squashfs (version 4)`);
+  return { bytes, made: start.readUInt32LE(8) };
+}
+
+/** Reads the boot area of a payload and makes sure that it tells the truth. Throws `CliError`. */
+export async function areaOf(payload: string): Promise<BootArea> {
+  const disk = await openDisk(payload, "read").catch((cause: Error) => {
+    throw new CliError(EXIT.usage, cause.message, { cause });
+  });
+  try {
+    if (disk.bytes === 0) throw new Error(`${payload}: it is empty`);
+    const area = await findArea(disk);
+    if (area.payloadBytes !== disk.bytes)
+      throw new Error(`${payload}: ${disk.bytes} bytes; its boot area says ${area.payloadBytes}`);
+    await checkBootFiles(payload, area.boot);
+    return area;
+  } catch (cause) {
+    if (cause instanceof CliError) throw cause;
+    throw new CliError(EXIT.usage, cause instanceof Error ? cause.message : String(cause), { cause });
+  } finally {
+    await disk.close();
+  }
+}
+
+/** Throws `CliError` unless every boot file in a payload has the CRC-32 that is said of it. */
+export async function checkBootFiles(payload: string, boot: Release["boot"]): Promise<void> {
+  const files = [
+    ["kernel", boot.kernel] as const,
+    ["initramfs", boot.initramfs] as const,
+    ...Object.entries(boot.deviceTrees).map(([board, tree]) => [`device tree of ${board}`, tree] as const),
+  ];
+  for (const [what, { offset, bytes, crc32 }] of files) {
+    const found = await factsOf(payload, offset, bytes);
+    if (found.bytes !== bytes || found.crc32 !== crc32)
+      throw new CliError(
+        EXIT.refused,
+        `${payload}: the ${what} at byte ${offset} has CRC-32 ${found.crc32.toString(16)}, not ${crc32.toString(16)}`,
+      );
+  }
+}
+
+/** Writes side file and update file beside a payload that is there. Returns what the update file states. */
+export async function describe(
+  files: { payload: string; side: string; update: string },
+  options: { name: string; area: BootArea; claims: Claims; signal?: AbortSignal },
+): Promise<Statement> {
+  const { name, area, claims } = options;
+  if (!RELEASE_NAME.test(name))
+    throw new CliError(EXIT.usage, `--name: "${name}" is not of the form ${RELEASE_NAME}`);
+  const pieceLength = pieceLengthFor(area.payloadBytes);
+  let statement: Statement | undefined;
+  await replacing(files.side, async (side) => {
+    const writer = new SideWriter(side, area.payloadBytes);
+    const onLeaf = (hash: Uint8Array) => writer.add(hash);
+    const digest = await digestPayload(files.payload, pieceLength, onLeaf, options.signal);
+    if (digest.size !== area.payloadBytes)
+      throw new CliError(EXIT.failed, `${files.payload}: it changed while it was read`);
+    const { size, sha256, sha512, piecesRoot, pieces } = digest;
+    const stated = {
+      ...claims,
+      version: area.version,
+      size,
+      sha256,
+      sha512,
+      boot: area.boot,
+      side: await writer.end(),
+    };
+    const update = encodeUpdate({ name, length: size, pieceLength, pieces, piecesRoot }, stated);
+    await replacing(files.update, (file) => file.writeFile(update));
+    statement = stated;
+  });
+  if (!statement) throw new Error(`${files.side}: not written`);
+  return statement;
+}
+
+/** Writes a file under another name and gives it its own only when it is whole and on the disk. */
+export async function replacing(path: string, fill: (file: FileHandle) => Promise<unknown>): Promise<void> {
+  const temporary = `${path}.part`;
+  try {
+    await mkdir(dirname(path), { recursive: true });
+    const file = await open(temporary, "w");
+    try {
+      await fill(file);
+      await file.datasync();
+    } finally {
+      await file.close();
+    }
+    await rename(temporary, path);
+  } catch (cause) {
+    await rm(temporary, { force: true }).catch(() => undefined);
+    if (cause instanceof Error && "code" in cause && "syscall" in cause)
+      throw new CliError(EXIT.failed, `${path}: ${cause.message}`, { cause });
+    throw cause;
+  }
+}
+
+/** Hashes of leaves on their way into a side file, a portion at a time. */
+class SideWriter {
+  readonly #file: FileHandle;
+  readonly #whole = createHash("sha256");
+  #pending: Uint8Array[];
+  #bytes = 0;
+  #written: Promise<unknown> = Promise.resolve();
+
+  constructor(file: FileHandle, payloadBytes: number) {
+    this.#file = file;
+    this.#pending = [encodeSideHeader(payloadBytes)];
+  }
+
+  add(leafHash: Uint8Array): void {
+    this.#pending.push(leafHash);
+    if (this.#pending.length >= PORTION) this.#flush();
+  }
+
+  async end(): Promise<{ bytes: number; sha256: string }> {
+    this.#flush();
+    await this.#written;
+    return { bytes: this.#bytes, sha256: this.#whole.digest("hex") };
+  }
+
+  #flush(): void {
+    const portion = Buffer.concat(this.#pending);
+    const at = this.#bytes;
+    this.#pending = [];
+    this.#bytes += portion.length;
+    this.#whole.update(portion);
+    const before = this.#written;
+    this.#written = before.then(() => writeAll(this.#file, portion, at));
+    this.#written.catch(() => undefined); // `end` throws it
+  }
+}
+
+/** Hashes written at once: 64 KiB, which is half a second of reading the payload. */
+const PORTION = 2048;
+
+async function filled(path: string): Promise<FileFacts> {
+  const facts = await factsOf(path);
+  if (facts.bytes === 0) throw new CliError(EXIT.usage, `${path}: it is empty`);
+  return facts;
+}
+
+/** Copies `length` bytes to where nothing has been written: zeros are left to be a hole. */
+async function copy(
+  from: string,
+  to: FileHandle,
+  offset: number,
+  length: number,
+  signal?: AbortSignal,
+): Promise<void> {
+  const zeros = Buffer.alloc(CHUNK_BYTES);
+  let done = 0;
+  for await (const chunk of chunksOf(from, 0, length)) {
+    signal?.throwIfAborted();
+    if (!chunk.equals(zeros.subarray(0, chunk.length))) await writeAll(to, chunk, offset + done);
+    done += chunk.length;
+  }
+  if (done !== length) throw new CliError(EXIT.usage, `${from}: ${done} bytes; ${length} are expected`);
+}
+
+async function writeAll(file: FileHandle, bytes: Uint8Array, offset: number): Promise<void> {
+  for (let at = 0; at < bytes.length; )
+    at += (await file.write(bytes, at, bytes.length - at, offset + at)).bytesWritten;
+}

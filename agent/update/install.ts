@@ -1,0 +1,170 @@
+/** One install from the words of the command line to the staged slot. */
+import { copyFile, mkdir, open, rename, rm } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { admit, hashPrefix } from "../../boot/admit.ts";
+import type { Release } from "../../boot/content.ts";
+import type { Step } from "../../boot/install.ts";
+import { otherSlot, type SlotName } from "../../boot/layout.ts";
+import { fileProgress, replaceFile } from "../../boot/progress.ts";
+import type { BootRecord } from "../../boot/records.ts";
+import { verifyRelease } from "../../boot/release.ts";
+import { openSide, type Side } from "../../boot/side.ts";
+import { fileSource, type Source, streamSource } from "../../boot/source.ts";
+import type { Trust } from "../../boot/trust.ts";
+import { onlySignedBy, parseUpdate } from "../../boot/updatefile.ts";
+import { SlotWriter } from "../../boot/writer.ts";
+import type { BlockDevice, Hal } from "../../hal/ports.ts";
+import type { OpenCard } from "../boot/card.ts";
+import { quarantined } from "../boot/quarantine.ts";
+import { reasonOf, syncDirectory } from "../record/lines.ts";
+import { CliError, EXIT } from "../terminal.ts";
+import { BUILD } from "../version.ts";
+import { openSlot } from "./target.ts";
+
+/** What is to be installed, and on what. */
+export interface Order {
+  hal: Pick<Hal, "machine" | "openDisk">;
+  card: OpenCard;
+  dataDir: string;
+  /** The update file's bytes, for messages its path. */
+  update: { path: string; bytes: Uint8Array };
+  trust: Trust;
+  side: string;
+  /** A path, or what arrives on standard input. */
+  payload: string | AsyncIterable<Uint8Array>;
+  compatible: readonly string[];
+  /** A release that has failed here before is installed all the same. */
+  force: boolean;
+  signal: AbortSignal;
+  /** Told once, when the release is believed and before anything is written. */
+  begins(release: Release, slot: SlotName): void;
+  report(step: Step): void;
+  /** What a person should know and nothing fails for. */
+  warn(text: string): void;
+}
+
+/** What came of it. */
+export interface Installed {
+  release: Release;
+  slot: SlotName;
+  record: BootRecord;
+  /** Bytes that the slot did not hold already. */
+  bytesWritten: number;
+  /** How the medium was read back. */
+  pastCache: BlockDevice["pastCache"];
+}
+
+/** A release that this node believes and may install, and where. */
+export interface Accepted {
+  release: Release;
+  slot: SlotName;
+}
+
+/** Decides about a release and touches nothing. Throws `ReleaseError`, `SlotRefusal`, `CliError`. */
+export async function accept(order: Order): Promise<Accepted> {
+  const { hal, card, update, trust, compatible, dataDir, force } = order;
+  const { boot, slots, disk } = card;
+  const record = await boot.read();
+  const slot = otherSlot(boot.current ?? record.primary);
+  const when = {
+    now: hal.machine.clock().synced ? Math.floor(Date.now() / 1000) : undefined,
+    atLeast: BUILD.time,
+  };
+  const running = record.slots[boot.current ?? record.primary].version;
+  const node = { ...when, boards: compatible, floor: record.floor, running };
+  const release = verifyRelease(update.bytes, trust, node);
+  const device = { name: `slot ${slot} of ${disk.name}`, bytes: slots[slot].bytes };
+  admit(release, { slot, current: boot.current, record, device, compatible, ...when });
+  const blamed = await quarantined(dataDir, hashPrefix(release.piecesRoot));
+  if (blamed && !force)
+    throw new CliError(
+      EXIT.refused,
+      `${release.name} was tried on this node and failed (${blamed.reason}${blamed.evidence[0] ? `: ${blamed.evidence[0]}` : ""}); --force installs it again`,
+    );
+  return { release, slot };
+}
+
+/** Installs it. What is interrupted goes on where it was when the same is ordered again. */
+export async function install(order: Order): Promise<Installed> {
+  await using open = new AsyncDisposableStack();
+  const { hal, card, dataDir, signal, compatible } = order;
+  const { release, slot } = await accept(order);
+  const side = await openSideOf(order, release, open);
+  const source = await openSource(order, release, open);
+  const device = await openSlot(hal, card.disk, card.slots[slot]);
+  open.defer(() => device.close());
+  order.begins(release, slot);
+  const writer = await SlotWriter.open({
+    boot: card.boot,
+    slot,
+    device,
+    release,
+    leaves: side,
+    progress: fileProgress(dataDir),
+    compatible,
+    now: hal.machine.clock().synced ? Math.floor(Date.now() / 1000) : undefined,
+    atLeast: BUILD.time,
+    signal,
+    report: order.report,
+  });
+  await keepFiles(order, slot, release.signers).catch((error) =>
+    order.warn(`the update file is not kept in ${dataDir}: ${reasonOf(error)}`),
+  );
+  try {
+    await source.pour(writer);
+    const record = await writer.finish(source.again);
+    return { release, slot, record, bytesWritten: writer.bytesWritten, pastCache: device.pastCache };
+  } catch (cause) {
+    // Whatever went wrong, what is on the medium need not come again
+    await writer.suspend().catch(() => undefined);
+    throw cause;
+  } finally {
+    if (writer.unsaved) order.warn(`its progress is not kept in ${dataDir}: ${reasonOf(writer.unsaved)}`);
+  }
+}
+
+/** The leaf hashes, checked; kept open. */
+async function openSideOf({ hal, side }: Order, release: Release, open: AsyncDisposableStack): Promise<Side> {
+  const file = await hal.openDisk(side, "read");
+  open.defer(() => file.close());
+  return openSide(file, release);
+}
+
+async function openSource(
+  { hal, payload }: Order,
+  { size }: Release,
+  open: AsyncDisposableStack,
+): Promise<Source> {
+  if (typeof payload !== "string") return streamSource("standard input", payload);
+  const file = await hal.openDisk(payload, "read");
+  open.defer(() => file.close());
+  return fileSource(file, size);
+}
+
+/** `releases/b.fruit` and `.side`: what the slot holds, to be checked and to be seeded from. */
+async function keepFiles(
+  { dataDir, update, side }: Order,
+  slot: SlotName,
+  signers: readonly string[],
+): Promise<void> {
+  const folder = join(dataDir, "releases");
+  await mkdir(folder, { recursive: true, mode: 0o700 });
+  const kept = join(folder, slot);
+  // The one without the other says nothing: the update file comes last
+  await rm(`${kept}.fruit`, { force: true });
+  if (side !== `${kept}.side`) await copyWhole(side, `${kept}.side`);
+  // Nobody else's statement is kept: the version floor is read from this file
+  await replaceFile(`${kept}.fruit`, onlySignedBy(parseUpdate(update.bytes), signers));
+}
+
+async function copyWhole(from: string, to: string): Promise<void> {
+  await copyFile(from, `${to}.new`);
+  const copy = await open(`${to}.new`, "r");
+  try {
+    await copy.sync();
+  } finally {
+    await copy.close();
+  }
+  await rename(`${to}.new`, to);
+  await syncDirectory(dirname(to));
+}

@@ -1,0 +1,298 @@
+/**
+ * A release into the slot that does not run, so that a power cut, a full disk or a wrong byte at any moment leaves the node
+ * with the system it has.
+ *
+ * Invariants
+ * - No byte reaches the slot before its leaf's SHA-256 was found to be the signed one.
+ * - The order: record says `writing`; the old first leaf is destroyed; leaves in any order; flushed; all of them read back past
+ *   the cache; the first leaf; flushed; read back; record says `staged`. What is half written never looks like a file system.
+ * - What was done before counts only after it was hashed again; the bitmap says where to look, no more.
+ * - Memory does not depend on the size of the image.
+ */
+import { admit, BLOCK, contentOf, hashPrefix, onDisk } from "./admit.ts";
+import { LEAF_BYTES } from "./content.ts";
+import { failpoint } from "./failpoint.ts";
+import type { Install, Step } from "./install.ts";
+import { Judge } from "./leaf.ts";
+import { Bits, type Installing } from "./progress.ts";
+import { windows } from "./readback.ts";
+import type { BootRecord } from "./records.ts";
+import { Runs } from "./runs.ts";
+
+/** A slot that cannot be finished: leaves are missing, or the medium does not hold what was written. */
+export class WriterError extends Error {
+  override name = "WriterError";
+}
+
+/** Bytes between two flushes: a card that writes 10 MB/s makes others wait about two seconds. */
+const CHECKPOINT_BYTES = 16 * 1024 * 1024;
+/** Leaves between two reports. */
+const REPORT_LEAVES = 64;
+
+/** One install. Open it, `put` every leaf it `needs`, `finish`; or `suspend`, and open it again another day. */
+export class SlotWriter {
+  readonly #install: Install;
+  readonly #judge: Judge;
+  readonly #runs: Runs;
+  /** What need not come again, and what of it the kernel has. */
+  readonly #taken: Bits;
+  readonly #written: Bits;
+  /** Leaf 0 until its turn comes. */
+  #first: Uint8Array | undefined;
+  #sinceCheckpoint = 0;
+  #checkpoints = 0;
+  #turn: Promise<unknown> = Promise.resolve();
+  #unsaved: Error | undefined;
+
+  private constructor(install: Install) {
+    this.#install = install;
+    this.#judge = new Judge(install.release.size, install.leaves);
+    this.#taken = new Bits(this.count);
+    this.#written = new Bits(this.count);
+    this.#runs = new Runs(install.device, this.size, (leaf) => this.#written.add(leaf));
+  }
+
+  /**
+   * Begins an install, or goes on with the one that was interrupted. Throws `SlotRefusal` or `ReleaseError` before anything is touched, `HalError`
+   * for what the medium cannot.
+   */
+  static async open(install: Install): Promise<SlotWriter> {
+    const { boot, slot, device, release, progress, compatible, now, atLeast = 0 } = install;
+    const record = await boot.read();
+    admit(release, { slot, current: boot.current, record, device, compatible, now, atLeast });
+    const writer = new SlotWriter(install);
+    const { state, hash: held } = record.slots[slot];
+    const isOpen = state === "writing" && held === hashPrefix(release.piecesRoot);
+    const before = isOpen ? await progress.load() : undefined;
+    const goesOn = before !== undefined && writer.#isMine(before);
+    if (!isOpen) await boot.setState(slot, { to: "writing", hash: hashPrefix(release.piecesRoot) });
+    if (!goesOn) await writer.#save();
+    failpoint("writer.begun");
+    await writer.#destroyFirst();
+    if (goesOn) await writer.#recall(before.done);
+    writer.#report("writing", writer.#takenBytes());
+    return writer;
+  }
+
+  /** Bytes of the payload. */
+  get size(): number {
+    return this.#judge.size;
+  }
+
+  /** Its leaves. */
+  get count(): number {
+    return this.#judge.count;
+  }
+
+  /** Bytes that were written since it was opened; the others were there already. */
+  get bytesWritten(): number {
+    return this.#runs.written;
+  }
+
+  /** Why its progress could not be kept, where that is so: the install goes on, but could not be resumed. */
+  get unsaved(): Error | undefined {
+    return this.#unsaved;
+  }
+
+  /** Whether a leaf has yet to come. */
+  needs(leaf: number): boolean {
+    return !this.#taken.has(leaf);
+  }
+
+  /**
+   * Takes a leaf, in any order, once or more often; the bytes are the caller's again when it resolves. Whoever does not wait
+   * for it keeps what it has not taken in memory. Throws `WrongLeaf`, and nothing has changed; `HalError`.
+   */
+  put(leaf: number, bytes: Uint8Array): Promise<void> {
+    return this.#inTurn(() => this.#put(leaf, bytes));
+  }
+
+  /**
+   * Makes the slot `staged`. A leaf that reads back otherwise is asked for `again`, where that can be, and written once more.
+   * Throws `WriterError`, `HalError`; the slot can then be opened again.
+   */
+  finish(again?: (leaf: number) => Promise<Uint8Array>): Promise<BootRecord> {
+    return this.#inTurn(() => this.#finish(again));
+  }
+
+  /** Keeps what was done for another day. */
+  suspend(): Promise<void> {
+    return this.#inTurn(async () => {
+      await this.#runs.drain();
+      await this.#checkpoint();
+    });
+  }
+
+  async #put(leaf: number, bytes: Uint8Array): Promise<void> {
+    this.#install.signal.throwIfAborted();
+    await this.#judge.check(leaf, bytes);
+    if (this.#taken.has(leaf)) return;
+    if (leaf === 0) this.#first = Uint8Array.from(bytes);
+    else await this.#runs.put(leaf, bytes);
+    this.#taken.add(leaf);
+    failpoint("writer.leaf", this.#taken.count);
+    this.#sinceCheckpoint += bytes.length;
+    if (this.#taken.count % REPORT_LEAVES === 0) this.#report("writing", this.#takenBytes());
+    if (this.#sinceCheckpoint >= CHECKPOINT_BYTES) await this.#checkpoint();
+  }
+
+  async #finish(again?: (leaf: number) => Promise<Uint8Array>): Promise<BootRecord> {
+    const { boot, slot, device, release, progress, compatible, signal } = this.#install;
+    signal.throwIfAborted();
+    const first = this.#first;
+    if (this.#taken.count < this.count || first === undefined)
+      throw new WriterError(
+        `${this.count - this.#taken.count} of ${this.count} leaves are missing, the first is ${this.#missing()}`,
+      );
+    await this.#runs.drain();
+    await this.#checkpoint();
+    await this.#readBack(again);
+    failpoint("writer.before-first-leaf");
+    signal.throwIfAborted();
+    await this.#writeLeaf(0, first);
+    await device.flush();
+    if (!(await this.#isHeld(0))) {
+      await this.#writeLeaf(0, first);
+      await device.flush();
+      if (!(await this.#isHeld(0))) throw this.#unheld(0);
+    }
+    failpoint("writer.before-staged");
+    const record = await boot.setState(slot, { to: "staged", content: contentOf(release, compatible) });
+    failpoint("writer.staged");
+    // The record decides now; what is left of the progress would only be dropped by the next install
+    await progress.clear().catch(() => undefined);
+    this.#report("staged", this.size);
+    return record;
+  }
+
+  /** Every leaf but the first, on the medium itself. */
+  async #readBack(again: ((leaf: number) => Promise<Uint8Array>) | undefined): Promise<void> {
+    const bad: number[] = [];
+    for await (const { leaf, isRight } of this.#judged(() => true, "reading-back"))
+      if (!isRight) bad.push(leaf);
+    for (const leaf of bad) this.#written.delete(leaf);
+    const [worst] = bad;
+    if (worst === undefined) return;
+    await this.#save();
+    if (again === undefined) {
+      for (const leaf of bad) this.#taken.delete(leaf);
+      throw this.#unheld(worst, bad.length);
+    }
+    for (const leaf of bad) {
+      const bytes = await again(leaf);
+      await this.#judge.check(leaf, bytes);
+      await this.#writeLeaf(leaf, bytes);
+    }
+    await this.#install.device.flush();
+    for (const leaf of bad) {
+      if (!(await this.#isHeld(leaf))) throw this.#unheld(leaf);
+      this.#written.add(leaf);
+    }
+  }
+
+  /** Writes a leaf whole, filled up with zeros to the end of its block. */
+  async #writeLeaf(leaf: number, bytes: Uint8Array): Promise<void> {
+    const whole = new Uint8Array(onDisk(bytes.length));
+    whole.set(bytes);
+    await this.#install.device.write(leaf * LEAF_BYTES, whole);
+    this.#runs.written += whole.length;
+  }
+
+  async #isHeld(leaf: number): Promise<boolean> {
+    const length = this.#judge.lengthOf(leaf);
+    const held = await this.#install.device.readMedium(leaf * LEAF_BYTES, onDisk(length));
+    return this.#judge.isRight(leaf, held.subarray(0, length));
+  }
+
+  #unheld(leaf: number, of = 1): WriterError {
+    const { name } = this.#install.device;
+    const others = of > 1 ? `, and ${of - 1} others` : "";
+    return new WriterError(
+      `${name}: leaf ${leaf} (byte ${leaf * LEAF_BYTES})${others} reads back otherwise than it was written; install again, and where it happens again replace the card`,
+    );
+  }
+
+  /** What the slot held can no longer be taken for a file system. */
+  async #destroyFirst(): Promise<void> {
+    const { device } = this.#install;
+    const length = Math.min(LEAF_BYTES, device.bytes - (device.bytes % BLOCK));
+    const held = await device.readMedium(0, length);
+    if (held.some((byte) => byte !== 0)) await device.write(0, new Uint8Array(length));
+    await device.flush();
+  }
+
+  /** Of what an earlier run believed to have written, that which is there. */
+  async #recall(done: Uint8Array): Promise<void> {
+    const hinted = (leaf: number) => ((done[leaf >> 3] ?? 0) & (1 << (leaf & 7))) !== 0;
+    for await (const { leaf, isRight } of this.#judged(hinted, "checking"))
+      if (isRight) {
+        this.#taken.add(leaf);
+        this.#written.add(leaf);
+      }
+  }
+
+  /** Judges what the medium holds of the wanted leaves; leaf 0 is left out. */
+  async *#judged(isWanted: (leaf: number) => boolean, phase: Step["phase"]) {
+    const { device, signal } = this.#install;
+    for await (const { from, to, bytes } of windows(device, this.size, isWanted, signal)) {
+      if (phase === "reading-back") failpoint("writer.read-back", from);
+      for (let leaf = from; leaf < to; leaf++) {
+        const at = (leaf - from) * LEAF_BYTES;
+        if (leaf === 0 || !isWanted(leaf)) continue;
+        const held = bytes.subarray(at, at + this.#judge.lengthOf(leaf));
+        yield { leaf, isRight: await this.#judge.isRight(leaf, held) };
+      }
+      this.#report(phase, Math.min(to * LEAF_BYTES, this.size));
+    }
+  }
+
+  /** All that the kernel has is on the medium, and is remembered. */
+  async #checkpoint(): Promise<void> {
+    await this.#runs.settle();
+    await this.#install.device.flush();
+    await this.#save();
+    this.#sinceCheckpoint = 0;
+    failpoint("writer.checkpoint", ++this.#checkpoints);
+  }
+
+  /** A data folder that takes nothing any more costs the resuming, not the install. */
+  async #save(): Promise<void> {
+    const { slot, release, progress } = this.#install;
+    const { infohash, piecesRoot, size } = release;
+    const root = Buffer.from(piecesRoot).toString("hex");
+    await progress.save({ slot, infohash, root, size, done: this.#written.bytes }).then(
+      () => {
+        this.#unsaved = undefined;
+      },
+      (cause) => {
+        this.#unsaved = cause;
+      },
+    );
+  }
+
+  #isMine({ slot, infohash, root, size }: Installing): boolean {
+    const { slot: own, release } = this.#install;
+    const isSame = infohash === release.infohash && root === Buffer.from(release.piecesRoot).toString("hex");
+    return slot === own && isSame && size === release.size;
+  }
+
+  #takenBytes(): number {
+    return Math.min(this.#taken.count * LEAF_BYTES, this.size);
+  }
+
+  #missing(): number {
+    for (let leaf = 0; leaf < this.count; leaf++) if (this.needs(leaf)) return leaf;
+    return this.count;
+  }
+
+  #report(phase: Step["phase"], bytes: number): void {
+    this.#install.report?.({ phase, bytes, of: this.size });
+  }
+
+  /** One after the other, whoever asks. */
+  #inTurn<T>(act: () => Promise<T>): Promise<T> {
+    const turn = this.#turn.then(act);
+    this.#turn = turn.catch(() => undefined);
+    return turn;
+  }
+}

@@ -1,0 +1,97 @@
+/**
+ * The two small systems that run from memory: the one that mounts a slot, and the rescue.
+ *
+ * What is in them stands in `image/rootfs/`:
+ * - `initramfs/**`: files of both, as they are (`init`);
+ * - `rescue/**`: laid over them for the rescue;
+ * - `modules`: kernel modules of both, in the order they are loaded in, one a line, parameters behind the name, `?` behind the name of
+ *   one that a kernel may lack; `rescue.modules`: further ones of the rescue. What the kernel has goes into `/etc/modules`;
+ * - `programs`: further programs taken from the root, by path, with the libraries they name (one a line), `?` behind one that the
+ *   root may lack; `rescue.programs`: further ones of the rescue.
+ *
+ * BusyBox is always in them, from the root's `/bin/busybox.static` or `/bin/busybox`.
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { initramfsOf } from "./cpio.ts";
+import { librariesOf } from "./elf.ts";
+import { addModules, type Kernel } from "./kernel.ts";
+import { BuildError } from "./tools.ts";
+import { bytesOf, directory, file, type Node, symlink, Tree } from "./tree.ts";
+
+/** Makes both of what a root has. */
+export function makeInitramfs(
+  root: Tree,
+  kernel: Kernel,
+  rootfs: string,
+): { initramfs: Uint8Array; rescue: Uint8Array } {
+  const list = (name: string) => lines(join(rootfs, name));
+  const make = (folders: readonly string[], modules: readonly string[], programs: readonly string[]) => {
+    const tree = skeleton(root);
+    for (const program of programs)
+      if (!program.endsWith("?")) addProgram(tree, root, program);
+      else if (root.content(program.slice(0, -1))) addProgram(tree, root, program.slice(0, -1));
+    const names = modules.map((line) => line.split(/\s+/)[0] ?? "");
+    const found = addModules(tree, root, kernel, names);
+    const loaded = modules
+      .filter((_, index) => found.has(names[index] ?? ""))
+      .map((line) => line.replace("?", ""));
+    tree.put("etc/modules", file(loaded.map((line) => `${line}\n`).join("")));
+    for (const folder of folders) if (existsSync(join(rootfs, folder))) tree.overlay(join(rootfs, folder));
+    if (!tree.at("init"))
+      throw new BuildError(`${join(rootfs, "initramfs/init")} is missing: nothing would run`);
+    return initramfsOf(tree);
+  };
+  const modules = list("modules");
+  const programs = list("programs");
+  return {
+    initramfs: make(["initramfs"], modules, programs),
+    rescue: make(
+      ["initramfs", "rescue"],
+      [...modules, ...list("rescue.modules")],
+      [...programs, ...list("rescue.programs")],
+    ),
+  };
+}
+
+function lines(path: string): string[] {
+  if (!existsSync(path)) return [];
+  const text = readFileSync(path, "utf8").replaceAll(/#.*$/gm, "");
+  return text
+    .split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean);
+}
+
+function skeleton(root: Tree): Tree {
+  const tree = new Tree();
+  for (const path of ["bin", "dev", "etc", "lib", "mnt", "proc", "run", "sbin", "sys", "tmp", "usr"])
+    tree.put(path, directory());
+  const device = (minor: number, major: number): Node => ({
+    ...{ type: "device", kind: "character", mode: 0o600, uid: 0, gid: 0, major, minor },
+  });
+  tree.put("dev/console", device(1, 5));
+  tree.put("dev/null", device(3, 1));
+  const path = ["bin/busybox.static", "bin/busybox"].find((name) => root.content(name) !== undefined);
+  if (path === undefined)
+    throw new BuildError("the root has no BusyBox: neither bin/busybox.static nor bin/busybox");
+  addProgram(tree, root, path, "bin/busybox");
+  tree.put("bin/sh", symlink("busybox"));
+  return tree;
+}
+
+function addProgram(tree: Tree, root: Tree, path: string, as = path.replace(/^\//, "")): void {
+  const content = root.content(path);
+  if (!content) throw new BuildError(`the initramfs wants ${path}, which the root does not have`);
+  tree.put(as, file(content, 0o755));
+  for (const name of librariesOf(bytesOf(content), path)) {
+    const library = name.startsWith("/")
+      ? name.slice(1)
+      : ["lib", "usr/lib", "lib/aarch64-linux-gnu", "usr/lib/aarch64-linux-gnu"]
+          .map((folder) => `${folder}/${name}`)
+          .find((at) => root.content(at) !== undefined);
+    if (library === undefined || root.content(library) === undefined)
+      throw new BuildError(`${path} needs ${name}, which the root does not have`);
+    if (!tree.at(library)) addProgram(tree, root, library);
+  }
+}

@@ -1,0 +1,65 @@
+/** What goes into a slot, and the release that it is: payload, side file and unsigned update file, as `fruit release pack` makes them. */
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { areaOf, describe, releaseFiles, writePayload } from "../../agent/release/pack.ts";
+import type { BootArea } from "../../boot/area.ts";
+import { parseUpdate } from "../../boot/updatefile.ts";
+import { uuid } from "./filesystems.ts";
+import { bytesOf, type Content } from "./tree.ts";
+
+/** A release as it was made: files by path. */
+export interface Payload {
+  payload: string;
+  side: string;
+  /** Not signed. */
+  update: string;
+  area: BootArea;
+  /** The content hash, hex. */
+  hash: string;
+}
+
+/** How long a release can be installed unless somebody says otherwise, seconds: five years. */
+const LIFETIME = 5 * 365 * 86_400;
+
+/** Makes a release in the folder `work`. `time` is Unix seconds. */
+export async function makePayload(
+  work: string,
+  parts: {
+    root: string;
+    kernel: Uint8Array;
+    initramfs: Uint8Array;
+    deviceTrees: ReadonlyMap<string, Content>;
+  },
+  release: { name: string; version: bigint; boards: readonly string[]; channel: string; time: number },
+): Promise<Payload> {
+  const { name, version, boards, channel, time } = release;
+  const folder = join(work, "parts");
+  mkdirSync(folder, { recursive: true });
+  const laid = (file: string, bytes: Uint8Array) => {
+    writeFileSync(join(folder, file), bytes);
+    return join(folder, file);
+  };
+  const trees = [...parts.deviceTrees].map(([board, content]) => [
+    board,
+    laid(`${board}.dtb`, bytesOf(content)),
+  ]);
+  const files = releaseFiles(work, name);
+  await writePayload(
+    files.payload,
+    {
+      root: parts.root,
+      kernel: laid("kernel", parts.kernel),
+      initramfs: laid("initramfs", parts.initramfs),
+      deviceTrees: Object.fromEntries(trees),
+    },
+    { name, version },
+  );
+  const area = await areaOf(files.payload);
+  const claims = {
+    ...{ target: uuid(`fruitos ${channel}`), boards, channel, minFrom: 0n, floor: 0n },
+    ...{ created: time, expires: time + LIFETIME },
+  };
+  await describe(files, { name, area, claims });
+  const { info } = parseUpdate(readFileSync(files.update));
+  return { ...files, area, hash: Buffer.from(info.piecesRoot).toString("hex") };
+}

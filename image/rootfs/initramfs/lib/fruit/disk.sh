@@ -1,0 +1,32 @@
+# Words that the programs of the initramfs share.
+
+say() { echo "fruit: $*" >/dev/console 2>/dev/null || echo "fruit: $*" >&2; }
+
+# Value of a word of the kernel's command line: `word fruit.slot DEFAULT`
+word() {
+  for pair in $(cat "${FRUIT_CMDLINE:-/proc/cmdline}"); do
+    case $pair in "$1="*) echo "${pair#*=}" && return ;; esac
+  done
+  echo "${2:-}"
+}
+
+# Name of a partition: `partition mmcblk0 2` is mmcblk0p2, `partition sda 2` is sda2.
+partition() { case $1 in *[0-9]) echo "$1p$2" ;; *) echo "$1$2" ;; esac; }
+
+# Waits until something exists, at most so many seconds: `await /dev/mmcblk0p2 30`
+await() {
+  turns=$(($2 * 10))
+  until [ -e "$1" ]; do
+    [ $turns -gt 0 ] || return 1
+    turns=$((turns - 1))
+    usleep 100000
+  done
+}
+
+# Starts the node again, by every way there is.
+restart() {
+  sync
+  reboot -f
+  echo 1 >/proc/sys/kernel/sysrq
+  echo b >/proc/sysrq-trigger
+}

@@ -1,0 +1,48 @@
+import { expect, test } from "bun:test";
+import { SlotRefusal } from "../boot/slots.ts";
+import { ReleaseError } from "../boot/updatefile.ts";
+import { SlotWriter } from "../boot/writer.ts";
+import { MemorySwitch, NOW, node, payload, slotRecord } from "./slot.ts";
+
+const MiB = 1024 * 1024;
+
+const trial = { id: 3, triesLeft: 2, started: 1 };
+test.each([
+  { why: "slot b is the one this system runs from", over: { boot: new MemorySwitch({}, "b") } },
+  {
+    why: "slot b is the one this node starts from",
+    over: { boot: new MemorySwitch({ primary: "b" }, undefined) },
+  },
+  {
+    why: "slot b is on trial (2 tries left)",
+    over: {
+      boot: new MemorySwitch({ trial, slots: { a: slotRecord("good", 7n), b: slotRecord("trying", 8n) } }),
+    },
+  },
+  {
+    why: "it is for raspberrypi,3-model-b; this node is raspberrypi,4-model-b",
+    over: { compatible: ["raspberrypi,4-model-b"] },
+  },
+  { why: "this node is of no known kind", over: { compatible: [] } },
+  { why: "its version is 8; this node takes 9 and higher", over: { boot: new MemorySwitch({ floor: 9n }) } },
+  { why: "it installs from version 9 on; this node runs 7", release: { minFrom: 9n } },
+  { why: "it expired at 2027-01-15T07:59:59Z", release: { expires: NOW - 1 } },
+  { why: "it needs 1048576 bytes; slot b has 1044480, 4096 too few", over: { bytes: MiB - 4096 } },
+  { why: "its payload has 0 bytes", release: { size: 0 } },
+])("refused before anything is touched: $why", async ({ why, over = {}, release = {} }) => {
+  const source = payload(MiB, { release });
+  const { disk, install, boot, progress } = node(source, over);
+  const before = structuredClone(boot.record);
+  const refused = await SlotWriter.open(install).catch((error) => error);
+  expect(refused instanceof SlotRefusal || refused instanceof ReleaseError).toBe(true);
+  expect(refused.message).toContain(why);
+  expect(disk.journal).toEqual([]);
+  expect(boot.record).toEqual(before);
+  expect(progress.saves).toBe(0);
+});
+
+test("hashes of another payload are refused", async () => {
+  const source = payload(MiB);
+  const { install } = node(source, { leaves: payload(2 * MiB).leaves });
+  await expect(SlotWriter.open(install)).rejects.toThrow("has 64 leaves; there are hashes of 128");
+});

@@ -1,0 +1,366 @@
+import { expect, test } from "bun:test";
+import { createHash } from "node:crypto";
+import { LEAF_BYTES } from "../boot/content.ts";
+import type { Install } from "../boot/install.ts";
+import { WrongLeaf } from "../boot/leaf.ts";
+import { SlotWriter, WriterError } from "../boot/writer.ts";
+import { HalError } from "../hal/ports.ts";
+import { seeded } from "./fakes.ts";
+import { holds, inOrder, type MemoryDisk, node, type Payload, payload, putAll } from "./slot.ts";
+
+const MiB = 1024 * 1024;
+
+function shuffled(numbers: number[], seed: number): number[] {
+  const next = seeded(seed);
+  const left = [...numbers];
+  return numbers.map(() => left.splice(Math.floor(next() * left.length), 1)[0] ?? 0);
+}
+
+test.each([{ size: 1 }, { size: LEAF_BYTES }, { size: LEAF_BYTES + 1 }, { size: 3 * MiB + 12_345 }])(
+  "a payload of $size bytes is in the slot when it is staged",
+  async ({ size }) => {
+    const source = payload(size);
+    const { disk, install, boot } = node(source);
+    const writer = await SlotWriter.open(install);
+    await putAll(writer, source);
+    await writer.finish();
+    expect(await holds(disk, source)).toBe(true);
+    expect(boot.record.slots.b).toMatchObject({
+      state: "staged",
+      version: 8n,
+      hash: Buffer.from(source.release.piecesRoot).toString("hex", 0, 16),
+      payloadBytes: size,
+      kernel: { crc32: 1 },
+      initramfs: { crc32: 2 },
+      deviceTree: { crc32: 3 },
+    });
+  },
+);
+
+test.each([1, 2, 3])("leaves may come in any order and twice (seed %i)", async (seed) => {
+  const source = payload(3 * MiB + 5);
+  const { disk, install } = node(source);
+  const writer = await SlotWriter.open(install);
+  const order = shuffled([...inOrder(source), ...inOrder(source)], seed);
+  await putAll(writer, source, order);
+  await writer.finish();
+  expect(await holds(disk, source)).toBe(true);
+  expect(disk.written).toBe(3 * MiB + 4096);
+});
+
+test("leaves may be put at once: each waits its turn", async () => {
+  const source = payload(3 * MiB);
+  const { disk, install } = node(source);
+  const writer = await SlotWriter.open(install);
+  await Promise.all(inOrder(source).map((leaf) => writer.put(leaf, source.leaf(leaf))));
+  await writer.finish();
+  expect(await holds(disk, source)).toBe(true);
+});
+
+test("a leaf in order is written in runs of 128 KiB or more, two on their way at most", async () => {
+  const source = payload(4 * MiB);
+  const { disk, install } = node(source);
+  const writer = await SlotWriter.open(install);
+  await putAll(writer, source);
+  await writer.suspend();
+  const sizes = disk.journal.flatMap((step) => (step === "flush" ? [] : [step.bytes]));
+  expect(Math.min(...sizes)).toBeGreaterThanOrEqual(128 * 1024);
+  expect(disk.inFlightMost).toBeLessThanOrEqual(2);
+});
+
+test("the first leaf is destroyed before anything is written and comes back last", async () => {
+  const old = payload(MiB, { seed: 9 });
+  const { disk, install } = node(old);
+  await install.device.write(0, old.leaf(0));
+  await install.device.flush();
+  disk.journal.length = 0;
+  const source = payload(MiB);
+  const writer = await SlotWriter.open({ ...install, release: source.release, leaves: source.leaves });
+  expect(disk.journal).toEqual([{ write: 0, bytes: LEAF_BYTES }, "flush"]);
+  await putAll(writer, source);
+  await writer.suspend();
+  expect((await disk.readMedium(0, LEAF_BYTES)).every((byte) => byte === 0)).toBe(true);
+  disk.journal.length = 0;
+  await writer.finish();
+  expect(disk.journal).toEqual(["flush", { write: 0, bytes: LEAF_BYTES }, "flush"]);
+});
+
+test.each([
+  { what: "a turned bit", change: (leaf: Uint8Array) => leaf.with(100, leaf[100] === 0 ? 1 : 0) },
+  { what: "a byte too few", change: (leaf: Uint8Array) => leaf.subarray(1) },
+  { what: "a byte too many", change: (leaf: Uint8Array) => Uint8Array.from([...leaf, 0]) },
+  { what: "no bytes", change: () => new Uint8Array() },
+])("a leaf with $what is refused by its number, and nothing changes", async ({ change }) => {
+  const source = payload(MiB);
+  const { disk, install } = node(source);
+  const writer = await SlotWriter.open(install);
+  disk.journal.length = 0;
+  const wrong = await writer.put(17, change(source.leaf(17))).catch((error) => error);
+  expect(wrong).toBeInstanceOf(WrongLeaf);
+  expect(wrong.leaf).toBe(17);
+  expect(writer.needs(17)).toBe(true);
+  await writer.suspend();
+  expect(disk.written).toBe(0);
+});
+
+test.each([-1, 64, 0.5, Number.NaN])("there is no leaf %p", async (leaf) => {
+  const source = payload(MiB);
+  const writer = await SlotWriter.open(node(source).install);
+  await expect(writer.put(leaf, source.leaf(0))).rejects.toThrow(/there is no leaf/);
+});
+
+test("a slot is not staged while leaves are missing", async () => {
+  const source = payload(MiB);
+  const { install, boot } = node(source);
+  const writer = await SlotWriter.open(install);
+  await putAll(
+    writer,
+    source,
+    inOrder(source).filter((leaf) => leaf !== 5 && leaf !== 9),
+  );
+  await expect(writer.finish()).rejects.toThrow("2 of 64 leaves are missing, the first is 5");
+  expect(boot.record.slots.b.state).toBe("writing");
+});
+
+test("what the slot holds already is not written again", async () => {
+  const source = payload(3 * MiB);
+  const { disk, install } = node(source);
+  for (const leaf of inOrder(source)) await disk.write(leaf * LEAF_BYTES, source.leaf(leaf));
+  await disk.write(40 * LEAF_BYTES + 4096, new Uint8Array(4096));
+  await disk.write(99 * LEAF_BYTES, new Uint8Array(8192));
+  await disk.flush();
+  const writer = await SlotWriter.open(install);
+  disk.journal.length = 0;
+  await putAll(writer, source);
+  await writer.finish();
+  expect(disk.journal.filter((step) => step !== "flush")).toEqual([
+    { write: 40 * LEAF_BYTES + 4096, bytes: 4096 },
+    { write: 99 * LEAF_BYTES, bytes: 8192 },
+    { write: 0, bytes: LEAF_BYTES },
+  ]);
+  expect(await holds(disk, source)).toBe(true);
+});
+
+test("an interrupted install goes on with what hashes right, and fetches the rest again", async () => {
+  const source = payload(3 * MiB);
+  const { disk, install, progress } = node(source);
+  const first = await SlotWriter.open(install);
+  await putAll(first, source, inOrder(source).slice(0, 150));
+  await first.suspend();
+  disk.powerCut();
+  // The bitmap is a hint: one leaf has rotted, another is said to be there and is not
+  await disk.write(30 * LEAF_BYTES, new Uint8Array(LEAF_BYTES));
+  await disk.flush();
+  progress.kept?.done.fill(0xff);
+  const second = await SlotWriter.open(install);
+  const needed = inOrder(source).filter((leaf) => second.needs(leaf));
+  expect(needed).toEqual([0, 30, ...inOrder(source).slice(150)]);
+  await putAll(second, source, needed);
+  await second.finish();
+  expect(await holds(disk, source)).toBe(true);
+  expect(progress.kept).toBeUndefined();
+});
+
+test("what was not flushed when the power failed is fetched again", async () => {
+  const source = payload(3 * MiB);
+  const { disk, install } = node(source);
+  const first = await SlotWriter.open(install);
+  await putAll(first, source, inOrder(source).slice(0, 100));
+  disk.powerCut();
+  const second = await SlotWriter.open(install);
+  expect(inOrder(source).filter((leaf) => second.needs(leaf))).toEqual(inOrder(source));
+});
+
+test.each([
+  { what: "another release", release: { infohash: "ab".repeat(20) } },
+  { what: "nothing that can be read", release: undefined },
+])("progress of $what counts for nothing", async ({ release }) => {
+  const source = payload(MiB);
+  const { disk, install, progress } = node(source);
+  const first = await SlotWriter.open(install);
+  await putAll(first, source, inOrder(source).slice(0, 40));
+  await first.suspend();
+  if (release === undefined) progress.kept = undefined;
+  const second = await SlotWriter.open({ ...install, release: { ...source.release, ...release } });
+  expect(inOrder(source).every((leaf) => second.needs(leaf))).toBe(true);
+  disk.journal.length = 0;
+  await putAll(second, source);
+  await second.finish();
+  // All the same nothing is written that was there
+  expect(disk.written).toBe(25 * LEAF_BYTES);
+});
+
+test.each(["writing", "reading-back"] as const)("an abort while %s can be resumed", async (phase) => {
+  const source = payload(3 * MiB);
+  const stop = new AbortController();
+  const report: Install["report"] = (step) => {
+    if (step.phase === phase && step.bytes > MiB) stop.abort();
+  };
+  const { disk, install, boot } = node(source, { signal: stop.signal, report });
+  const writer = await SlotWriter.open(install);
+  const aborted = await putAll(writer, source)
+    .then(() => writer.finish())
+    .catch((error) => error);
+  expect(aborted.name).toBe("AbortError");
+  expect(boot.record.slots.b.state).toBe("writing");
+  await writer.suspend();
+  const second = await SlotWriter.open({ ...install, signal: new AbortController().signal });
+  const needed = inOrder(source).filter((leaf) => second.needs(leaf));
+  expect(needed.length).toBeLessThan(140);
+  await putAll(second, source, needed);
+  await second.finish();
+  expect(await holds(disk, source)).toBe(true);
+});
+
+test("a leaf that the card stored wrong is asked for again and written once more", async () => {
+  const source = payload(3 * MiB);
+  const { disk, install } = node(source);
+  const writer = await SlotWriter.open(install);
+  disk.wrong.set((50 * LEAF_BYTES) / 4096, 1);
+  disk.wrong.set(0, 1);
+  await putAll(writer, source);
+  const asked: number[] = [];
+  await writer.finish(async (leaf) => {
+    asked.push(leaf);
+    return source.leaf(leaf);
+  });
+  expect(asked).toEqual([50]);
+  expect(await holds(disk, source)).toBe(true);
+});
+
+test.each([
+  { leaf: 50, again: true },
+  { leaf: 50, again: false },
+  { leaf: 0, again: true },
+])("a card that stores leaf $leaf wrong every time is said so (again: $again)", async ({ leaf, again }) => {
+  const source = payload(3 * MiB);
+  const { disk, install, boot } = node(source);
+  const writer = await SlotWriter.open(install);
+  disk.wrong.set((leaf * LEAF_BYTES) / 4096, 9);
+  await putAll(writer, source);
+  const failed = await writer
+    .finish(again ? async (asked) => source.leaf(asked) : undefined)
+    .catch((error) => error);
+  expect(failed).toBeInstanceOf(WriterError);
+  expect(failed.message).toContain(`slot b: leaf ${leaf} (byte ${leaf * LEAF_BYTES}) reads back otherwise`);
+  expect(boot.record.slots.b.state).toBe("writing");
+});
+
+test.each(["write", "flush", "read"] as const)(
+  "a %s that fails ends the install with its reason",
+  async (what) => {
+    const source = payload(3 * MiB);
+    const { disk, install, boot } = node(source);
+    const writer = await SlotWriter.open(install);
+    let calls = 0;
+    disk.before = (call) => {
+      if (call === what && ++calls > 2) throw new HalError("io", "slot b: EIO: i/o error");
+    };
+    const failed = await (async () => {
+      await putAll(writer, source);
+      await writer.suspend();
+      await writer.suspend();
+      await writer.finish();
+    })().catch((error) => error);
+    expect(failed).toBeInstanceOf(HalError);
+    expect(boot.record.slots.b.state).toBe("writing");
+    disk.powerCut();
+    const second = await SlotWriter.open(install);
+    await putAll(second, source);
+    await second.finish();
+    expect(await holds(disk, source)).toBe(true);
+  },
+);
+
+test("a card that hangs lets others wait, and no more than so many leaves pile up", async () => {
+  const source = payload(4 * MiB);
+  const { disk, install } = node(source);
+  const writer = await SlotWriter.open(install);
+  const { promise: woken, resolve: wake } = Promise.withResolvers<void>();
+  disk.before = (call) => (call === "write" ? woken : undefined);
+  let taken = 0;
+  const pouring = (async () => {
+    for (const leaf of inOrder(source)) {
+      await writer.put(leaf, source.leaf(leaf));
+      taken++;
+    }
+  })();
+  for (let turn = 0; turn < 20_000; turn++) await Promise.resolve();
+  expect(taken).toBeLessThan(128);
+  wake();
+  await pouring;
+  await writer.finish();
+  expect(await holds(disk, source)).toBe(true);
+});
+
+test("a data folder that is full costs the resuming, not the install", async () => {
+  const source = payload(MiB);
+  const { disk, install, progress } = node(source);
+  progress.failure = new Error("ENOSPC: no space left on device");
+  const writer = await SlotWriter.open(install);
+  await putAll(writer, source);
+  await writer.finish();
+  expect(writer.unsaved?.message).toContain("ENOSPC");
+  expect(await holds(disk, source)).toBe(true);
+});
+
+test("what only the cache holds right is written again", async () => {
+  const source = payload(3 * MiB);
+  const { disk, install } = node(source);
+  const first = await SlotWriter.open(install);
+  disk.wrong.set((50 * LEAF_BYTES) / 4096, 1);
+  await putAll(first, source);
+  await expect(first.finish()).rejects.toThrow("leaf 50 (byte 819200) reads back otherwise");
+  const second = await SlotWriter.open(install);
+  await putAll(second, source);
+  await second.finish();
+  expect(await holds(disk, source)).toBe(true);
+});
+
+test.each([
+  { what: "2^31 - 1", size: 2 ** 31 - 1 },
+  { what: "2^31", size: 2 ** 31 },
+  { what: "2^32 - 1", size: 2 ** 32 - 1 },
+  { what: "2^32", size: 2 ** 32 },
+  { what: "2^32 + 1", size: 2 ** 32 + 1 },
+])("76 sizes: a payload of $what bytes arrives at both its ends", async ({ size }) => {
+  const source = payload(size, { sparse: true });
+  const { disk, install, boot } = node(source, { bytes: size + 2 * MiB });
+  // Zeros are there already: leaves that nobody has to look at
+  const blank = createHash("sha256").update(new Uint8Array(LEAF_BYTES)).digest();
+  const some = (leaf: number) => leaf < 40 || leaf >= source.leaves.count - 40;
+  const hashes = {
+    ...source.leaves,
+    hash: (leaf: number) => (some(leaf) ? source.leaves.hash(leaf) : Promise.resolve(blank)),
+  };
+  const writer = await SlotWriter.open({ ...install, leaves: hashes });
+  await putAll(writer, source, inOrder(source).filter(some));
+  await writer.suspend();
+  expect(await tailHolds(disk, source)).toBe(true);
+  expect(boot.record.slots.b.state).toBe("writing");
+  const again = await SlotWriter.open({ ...install, leaves: hashes });
+  expect(
+    inOrder(source)
+      .filter(some)
+      .filter((leaf) => again.needs(leaf)),
+  ).toEqual([0]);
+});
+
+async function tailHolds(disk: MemoryDisk, source: Payload): Promise<boolean> {
+  for (let leaf = source.leaves.count - 3; leaf < source.leaves.count; leaf++) {
+    const right = source.leaf(leaf);
+    const held = await disk.readMedium(leaf * LEAF_BYTES, Math.ceil(right.length / 4096) * 4096);
+    if (Buffer.compare(held.subarray(0, right.length), right) !== 0) return false;
+  }
+  return true;
+}
+
+test("76 sizes: a payload of zeros is installed over anything", async () => {
+  const source = payload(MiB, { zeros: true });
+  const { disk, install } = node(source);
+  await disk.write(0, new Uint8Array(2 * MiB).fill(7));
+  const writer = await SlotWriter.open(install);
+  await putAll(writer, source);
+  await writer.finish();
+  expect(await holds(disk, source)).toBe(true);
+});
