@@ -154,7 +154,7 @@ test("break and set are the writer's while there is one, whom a key proves and a
   await bench.start();
   const bob = bench.attach("local:bob");
   const busy =
-    "busy: console rack1-a: bob writes since 07:00 UTC; ask bob, or take over with ~f or 'fruit console rack1-a --force --reason TEXT'";
+    "busy: console rack1-a: bob writes since 07:00 UTC; ask bob, or take over with ~f or 'fruit console rack1-a --force --reason TEXT'; whoever it is can give the right back with ~d";
   for (const who of ["local:alice", "local:bob"]) {
     expect(await refusal(bench.ask("console.break", { console: "rack1-a" }, { who }))).toBe(busy);
     expect(await refusal(bench.ask("console.set", { console: "rack1-a", baud: 9600 }, { who }))).toBe(busy);

@@ -49,34 +49,22 @@ export class Fruitos implements AsyncDisposable {
   readonly #folder: string;
   readonly #console: Line;
   readonly #monitor: Monitor;
-  readonly #process: Bun.Subprocess<"ignore", "ignore", "pipe">;
+  readonly #sockets: { console: Line; monitor: Line };
+  /** Restarted with every reset: what the emulator's USB controller knew of the start before confuses the next one. */
+  #process: Bun.Subprocess;
+  #isOff = false;
   #said = "";
   /** Where in `#said` the newest start begins, and how far it was looked through. */
   #from = 0;
   #phase = 0;
   #steps = 0;
-  #isPlugged = false;
 
   private constructor(card: string, parts: { folder: string; console: Line; monitor: Line }) {
     this.card = card;
     this.#folder = parts.folder;
     this.#console = parts.console;
-    const line = (id: string, { path }: Line) => ["-chardev", `socket,id=${id},path=${path},server=off`];
-    this.#process = Bun.spawn(
-      [
-        ...["setpriv", "--pdeathsig", "KILL", "qemu-system-aarch64"],
-        ...["-M", "raspi3b", "-nodefaults", "-display", "none"],
-        ...["-kernel", cached("arm64", "u-boot.bin"), "-dtb", cached("arm64", "bcm2837-rpi-3-b.dtb")],
-        // What the firmware makes of cmdline.txt
-        ...["-append", "console=ttyS1,115200"],
-        // A process that is killed has handed its writes to this kernel, in their order: the card has what was flushed
-        ...["-drive", `file=${card},format=raw,if=sd,cache=writeback`],
-        ...["-netdev", "user,id=net"],
-        ...["-serial", "null", ...line("console", parts.console), "-serial", "chardev:console"],
-        ...[...line("monitor", parts.monitor), "-mon", "chardev=monitor,mode=control"],
-      ],
-      { stdin: "ignore", stdout: "ignore", stderr: "pipe" },
-    );
+    this.#sockets = parts;
+    this.#process = this.#spawn();
     this.#monitor = new Monitor(parts.monitor);
     parts.console.read((chunk) => this.#hear(chunk.toString("latin1")));
   }
@@ -91,8 +79,9 @@ export class Fruitos implements AsyncDisposable {
     return new Fruitos(card, { folder, console, monitor });
   }
 
+  /** Neither switched off nor broken down. */
   get isOn(): boolean {
-    return this.#process.exitCode === null && this.#process.signalCode === null;
+    return !this.#isOff && !this.#process.exitCode && this.#process.signalCode === null;
   }
 
   /** Everything that the console has said. */
@@ -141,6 +130,7 @@ export class Fruitos implements AsyncDisposable {
 
   /** Cuts its power. */
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#isOff = true;
     this.#process.kill("SIGKILL");
     await this.#process.exited;
     this.#console[Symbol.dispose]();
@@ -178,20 +168,37 @@ export class Fruitos implements AsyncDisposable {
       const slot = SLOTS.find((name) => name === match[1]);
       if (slot) start.slot = slot;
     }
-    // U-Boot must not find the adapter: the kernel's dwc2 does not find again in this machine what U-Boot has found
-    if (phase === "reset") void this.#plug(false);
-    if (phase === "usb") void this.#plug(true);
+    if (phase === "usb") void this.#plug();
   }
 
-  async #plug(isIn: boolean): Promise<void> {
-    if (isIn === this.#isPlugged) return;
-    this.#isPlugged = isIn;
-    await this.#monitor
-      .ask(
-        isIn ? "device_add" : "device_del",
-        isIn ? { driver: "usb-net", id: "net0", netdev: "net" } : { id: "net0" },
-      )
-      .catch(() => undefined);
+  #spawn(): Bun.Subprocess {
+    const chardev = (id: string, { path }: Line) => ["-chardev", `socket,id=${id},path=${path},server=off`];
+    const command = [
+      ...["setpriv", "--pdeathsig", "KILL", "qemu-system-aarch64"],
+      ...["-M", "raspi3b", "-nodefaults", "-display", "none", "-no-reboot"],
+      ...["-kernel", cached("arm64", "u-boot.bin"), "-dtb", cached("arm64", "bcm2837-rpi-3-b.dtb")],
+      // What the firmware makes of cmdline.txt
+      ...["-append", "console=ttyS1,115200"],
+      // What the machine was told is written is with this kernel, in its order: killing the emulator loses none of it
+      ...["-drive", `file=${this.card},format=raw,if=sd,cache=writeback`],
+      ...["-netdev", "user,id=net"],
+      ...["-serial", "null", ...chardev("console", this.#sockets.console), "-serial", "chardev:console"],
+      ...[...chardev("monitor", this.#sockets.monitor), "-mon", "chardev=monitor,mode=control"],
+    ];
+    return Bun.spawn(command, {
+      stdio: ["ignore", "ignore", "ignore"],
+      onExit: (_, code) => {
+        if (code === 0 && !this.#isOff) this.#process = this.#spawn();
+      },
+    });
+  }
+
+  /** Later than the start, since the kernel's dwc2 does not find again in this machine what U-Boot has found. */
+  async #plug(): Promise<void> {
+    const adapter = { driver: "usb-net", id: "net0", netdev: "net" };
+    await this.#monitor.ask("device_add", adapter).catch((error: Error) => {
+      if (this.isOn) this.#said += `\nthe emulator: ${error.message}\n`;
+    });
   }
 
   async #alive<T>(what: string, limitMs: number, look: () => T | undefined | false): Promise<T> {

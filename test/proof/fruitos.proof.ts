@@ -56,7 +56,7 @@ describe.skipIf(missing !== undefined)(`fruitos in emulation${missing ? ` [needs
       node: "pi1",
       mqtt: { url: `mqtt://10.0.2.2:${broker.port}`, backoff_max_seconds: 5, keepalive_seconds: 5 },
       boot: {
-        ...{ tries: 2, deadline_seconds: 150, settle_seconds: 5, check_seconds: 2, agent_seconds: 5 },
+        ...{ tries: 2, deadline_seconds: 200, settle_seconds: 5, check_seconds: 2, agent_seconds: 5 },
         reboot_command: ["reboot", "-f"],
       },
     };
