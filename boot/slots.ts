@@ -39,6 +39,11 @@ export function begin(record: BootRecord, slot: SlotName, hash: string): BootRec
 /** All of it was written, flushed and read back. */
 export function stage(record: BootRecord, slot: SlotName, content: SlotContent): BootRecord {
   expect(record, slot, ["writing"]);
+  const { hash } = record.slots[slot];
+  if (hash !== content.hash)
+    throw new SlotRefusal(
+      `slot ${slot} is being written with ${hash}, not with ${content.hash}; install it anew`,
+    );
   return changed(record, slot, { ...content, state: "staged", reason: "none" }, "install-staged");
 }
 

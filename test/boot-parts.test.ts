@@ -7,11 +7,13 @@ import { openWithin, readThrough, timely } from "../agent/boot/card.ts";
 import { HISTORY, History, readHistory } from "../agent/boot/history.ts";
 import { parseMarks } from "../agent/boot/marks.ts";
 import { openNodeCard } from "../agent/boot/open.ts";
+import type { Plan } from "../agent/boot/plan.ts";
 import { quarantined } from "../agent/boot/quarantine.ts";
 import { type Situation, settle } from "../agent/boot/settle.ts";
 import { clearStarts, countStart } from "../agent/boot/starts.ts";
 import { type Check, Trial } from "../agent/boot/trial.ts";
 import { readInstalling } from "../agent/boot/updates.ts";
+import { causeOf } from "../agent/boot/verdict.ts";
 import { Store } from "../agent/store.ts";
 import { openDisk } from "../hal/disk.ts";
 import { openSim } from "../hal/sim/hal.ts";
@@ -304,4 +306,10 @@ test("an agent in a slot touches its heartbeat and, on trial, leaves the deadlin
   expect(await Bun.file(join(node.runDir, "trial")).text()).toBe("20\n");
   expect((await trial.run("boot.confirm", { force: true })).state).toBe("done");
   expect(await Bun.file(join(node.runDir, "trial")).exists()).toBe(false);
+});
+
+test("a trial of which nothing was kept is not held against the release for good", () => {
+  expect(causeOf("deadline", undefined, [])).toMatchObject({ reason: "deadline", blame: "round" });
+  const plan = { trial: 7, failed: { attempt: 1, checks: ["memory"], evidence: ["memory: 3 MB"] } } as Plan;
+  expect(causeOf("deadline", plan, [])).toMatchObject({ blame: "quarantine", evidence: ["memory: 3 MB"] });
 });

@@ -44,6 +44,19 @@ test("2 power: a cut while the old first leaf is destroyed", async () => {
   expect(await examine(over, ({ k, proviso }) => k === first && proviso === "none")).toEqual([]);
 });
 
+test.each(["update", "resumed", "over"])(
+  "2 power: in '%s' a slot that is being filled never begins like a file system before all of it is there",
+  async (name) => {
+    const { images } = await record(scenario(name));
+    for (const [k, image] of images.entries()) {
+      using node = nodeOn(image.copy());
+      if (node.record()?.slots.b.state !== "writing") continue;
+      const begun = k > 3 && Buffer.from(image.read(SLOT_OFFSETS.b, 4)).toString("latin1") === "hsqs";
+      expect([k, begun && node.held("b") === undefined]).toEqual([k, false]);
+    }
+  },
+);
+
 test("3 power: a cut in the last sector of the boot area", async () => {
   const recording = await went;
   const end = SLOT_OFFSETS.b + NEW.content.initramfs.offset + NEW.content.initramfs.bytes;

