@@ -21,7 +21,7 @@ const NUMBERED = /["'`](\d{1,2}(?:, \d{1,2})*)[: ]\s?([^"'`\n]{8,})["'`]/g;
 
 /** Whose titles have numbers. */
 const FILES = [
-  "crash-failpoints.test.ts",
+  "proof/crash-failpoints.proof.ts",
   "crash-medium.test.ts",
   "crash-power.test.ts",
   "trial.test.ts",

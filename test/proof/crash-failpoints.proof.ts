@@ -5,20 +5,20 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { FAILPOINTS } from "../boot/failpoint.ts";
-import { CARD_BYTES } from "./crash/card.ts";
-import { Image } from "./crash/disk.ts";
-import { Examiner, record } from "./crash/engine.ts";
-import { readFolder } from "./crash/folder.ts";
-import { SCENARIOS } from "./crash/scenarios.ts";
-import { scratch } from "./node.ts";
+import { FAILPOINTS } from "../../boot/failpoint.ts";
+import { CARD_BYTES } from "../crash/card.ts";
+import { Image } from "../crash/disk.ts";
+import { Examiner, record } from "../crash/engine.ts";
+import { readFolder } from "../crash/folder.ts";
+import { SCENARIOS } from "../crash/scenarios.ts";
+import { scratch } from "../node.ts";
 
 setDefaultTimeout(60_000);
 
 /** Runs an update in a process of its own. */
 async function run(folder: string, scenario: string, env: Record<string, string>): Promise<Bun.Subprocess> {
   mkdirSync(join(folder, "data"));
-  const child = Bun.spawn([process.execPath, join(import.meta.dir, "crash/killed.ts"), scenario, folder], {
+  const child = Bun.spawn([process.execPath, join(import.meta.dir, "../crash/killed.ts"), scenario, folder], {
     env: { PATH: process.env.PATH ?? "", ...env },
     stdio: ["ignore", "ignore", "inherit"],
   });
