@@ -36,10 +36,17 @@ export function begin(record: BootRecord, slot: SlotName, hash: string): BootRec
   return changed(record, slot, empty, "install-begun");
 }
 
-/** All of it was written, flushed and read back. */
+/** All of it was written, flushed and read back; or it was whole already, and its hash alone, which the rescue cannot make, was not known. */
 export function stage(record: BootRecord, slot: SlotName, content: SlotContent): BootRecord {
+  const { state, hash, version, payloadBytes } = record.slots[slot];
+  if (state === "staged" && hash === NO_HASH) {
+    if (content.version !== version || content.payloadBytes !== payloadBytes)
+      throw new SlotRefusal(
+        `slot ${slot} holds version ${version} in ${payloadBytes} bytes, not version ${content.version} in ${content.payloadBytes}; install it anew`,
+      );
+    return changed(record, slot, { ...content, state, reason: "none" }, "install-staged");
+  }
   expect(record, slot, ["writing"]);
-  const { hash } = record.slots[slot];
   if (hash !== content.hash)
     throw new SlotRefusal(
       `slot ${slot} is being written with ${hash}, not with ${content.hash}; install it anew`,
@@ -80,6 +87,8 @@ export function fail(record: BootRecord, slot: SlotName, reason: Reason): BootRe
     throw new SlotRefusal(
       `slot ${slot} is the one this node starts from; roll back to slot ${otherSlot(slot)} instead`,
     );
+  if (record.slots[slot].state === "good")
+    throw new SlotRefusal(`slot ${slot} is good, and what this node can fall back to; it stays so`);
   const { trial, ...rest } = changed(
     record,
     slot,
@@ -89,17 +98,19 @@ export function fail(record: BootRecord, slot: SlotName, reason: Reason): BootRe
   return rest;
 }
 
-/** Back to the other slot, which must be good; the one that was primary has failed. */
+/**
+ * Back to the other slot, which must be good. The one that was primary has failed, but where a person wanted it so: then it stays
+ * good, for U-Boot to start when the other turns out to be damaged.
+ */
 export function rollBack(record: BootRecord, reason: Reason): BootRecord {
   const [from, to] = [record.primary, otherSlot(record.primary)];
   expect(record, to, ["good"]);
-  const { trial, ...rest } = changed(
-    record,
-    from,
-    { ...record.slots[from], state: "failed", reason },
-    reason,
-  );
-  return { ...rest, primary: to };
+  const state = reason === "by-hand" ? record.slots[from].state : "failed";
+  const { trial, ...rest } = changed(record, from, { ...record.slots[from], state, reason }, reason);
+  // Whoever left the target by hand once comes back to it
+  const isBack = reason === "by-hand" && rest.slots[to].reason === reason;
+  const target: SlotRecord = isBack ? { ...rest.slots[to], reason: "none" } : rest.slots[to];
+  return { ...rest, primary: to, slots: { ...rest.slots, [to]: target } };
 }
 
 function expect(record: BootRecord, slot: SlotName, states: readonly SlotState[]): void {

@@ -5,16 +5,17 @@ import { join } from "node:path";
 import { Baseline, countOf } from "../agent/boot/baseline.ts";
 import { openWithin, readThrough, timely } from "../agent/boot/card.ts";
 import { HISTORY, History, readHistory } from "../agent/boot/history.ts";
-import { parseMarks } from "../agent/boot/marks.ts";
+import { type Mark, parseMarks } from "../agent/boot/marks.ts";
 import { openNodeCard } from "../agent/boot/open.ts";
 import type { Plan } from "../agent/boot/plan.ts";
-import { quarantined } from "../agent/boot/quarantine.ts";
+import { Quarantine, quarantined } from "../agent/boot/quarantine.ts";
 import { type Situation, settle } from "../agent/boot/settle.ts";
 import { clearStarts, countStart } from "../agent/boot/starts.ts";
 import { type Check, Trial } from "../agent/boot/trial.ts";
 import { readInstalling } from "../agent/boot/updates.ts";
-import { causeOf } from "../agent/boot/verdict.ts";
+import { type Blame, causeOf } from "../agent/boot/verdict.ts";
 import { Store } from "../agent/store.ts";
+import type { Reason } from "../boot/records.ts";
 import { openDisk } from "../hal/disk.ts";
 import { openSim } from "../hal/sim/hal.ts";
 import { FileCard } from "./card.ts";
@@ -90,13 +91,13 @@ test("the yardstick keeps what was missing for a moment, and forgets what has go
   using folder = scratch();
   let now = 0;
   const baseline = new Baseline(new Store(folder.path, quiet), () => now);
-  baseline.observe(["broker", "i2c:2", "bus:0"]);
+  baseline.observe(["broker", "i2c:2", "bus:0"], "4");
   now += 14 * 60_000;
-  baseline.observe(["i2c:1"]);
+  baseline.observe(["i2c:1"], "4");
   expect(baseline.facts).toEqual(["broker", "bus:0", "i2c:1", "i2c:2"]);
   expect(countOf(baseline.facts, "i2c")).toBe(2);
   now += 2 * 60_000;
-  baseline.observe(["i2c:1"]);
+  baseline.observe(["i2c:1"], "4");
   expect(baseline.facts).toEqual(["i2c:1"]);
 });
 
@@ -104,11 +105,29 @@ test("an agent that has only just started measures by what the one before had se
   using folder = scratch();
   const store = new Store(folder.path, quiet);
   const before = new Baseline(store, () => 0);
-  before.observe(["broker"]);
-  await before.save("boot-1", "4");
+  before.observe(["broker"], "4");
+  await before.save("boot-1");
   const after = new Baseline(new Store(folder.path, quiet), () => 0);
-  after.observe([]);
+  after.observe([], "4");
   expect(after.facts).toEqual(["broker"]);
+});
+
+test("what a version has ever had is missed until it is back, counted where it is counted, and forgotten by the next version", async () => {
+  using folder = scratch();
+  let now = 0;
+  const open = () => new Baseline(new Store(folder.path, quiet), () => now);
+  const before = open();
+  before.observe(["broker", "i2c:1"], "4");
+  before.observe(["bus:0", "i2c:2"], "4");
+  now += 16 * 60_000;
+  before.observe([], "4");
+  expect(before.facts).toEqual([]);
+  await before.save("boot-1");
+  const after = open();
+  expect(after.missing(["i2c:1", "bus:0"])).toEqual(["broker", "i2c:2"]);
+  expect(after.missing(["i2c:3", "bus:0", "broker"])).toEqual([]);
+  after.observe(["clock"], "5");
+  expect(after.missing([])).toEqual(["clock"]);
 });
 
 test("marks that make no sense are left out, and what is shown of the others moves no cursor", () => {
@@ -189,7 +208,8 @@ test.each([
   const left = await settle(
     { is: "armed", slot: "b", isOverdue: given.isOverdue },
     {
-      ...{ kind: given.kind, isLoop: given.isLoop, isBrokerReached: true, log: quiet },
+      ...{ kind: given.kind, isLoop: given.isLoop, log: quiet },
+      old: { has: async () => true, isLate: false },
       ...({ keeper: {}, record: {} } as Pick<Situation, "keeper" | "record">),
       reboot: (why) => void reboots.push(why),
       alarm: (_, alarm) => void (alarm && alarms.push(alarm.message)),
@@ -308,8 +328,62 @@ test("an agent in a slot touches its heartbeat and, on trial, leaves the deadlin
   expect(await Bun.file(join(node.runDir, "trial")).exists()).toBe(false);
 });
 
+test("a data partition that could not be used is an alarm, and none where it can", async () => {
+  await using node = new SlotNode();
+  const well = await node.start();
+  await well.settled();
+  expect(well.alarms.has("data-lost")).toBe(false);
+  await well.killAgent();
+  writeFileSync(join(node.runDir, "data-lost"), "/dev/mmcblk0p4 cannot be used\n");
+  await well.startAgent();
+  await until("the alarm", () => well.alarms.get("data-lost"));
+  expect(well.alarms.get("data-lost")).toMatch(/^critical: the data partition cannot be used: /);
+});
+
 test("a trial of which nothing was kept is not held against the release for good", () => {
   expect(causeOf("deadline", undefined, [])).toMatchObject({ reason: "deadline", blame: "round" });
   const plan = { trial: 7, failed: { attempt: 1, checks: ["memory"], evidence: ["memory: 3 MB"] } } as Plan;
   expect(causeOf("deadline", plan, [])).toMatchObject({ blame: "quarantine", evidence: ["memory: 3 MB"] });
+  // The disk was full: what the slot said of itself was lost
+  expect(causeOf("deadline", { trial: 7 } as Plan, [])).toMatchObject({ blame: "round" });
+  const mark: Mark = { trial: 7, attempt: 1, boot: "b-1", what: "deadline" };
+  expect(causeOf("deadline", { trial: 7 } as Plan, [mark])).toMatchObject({ blame: "quarantine" });
+});
+
+test.each<{ reason: Reason; checks: string[]; blame: Blame }>([
+  { reason: "check-failed", checks: ["broker"], blame: "suspect" },
+  { reason: "check-failed", checks: ["broker", "clock", "stack"], blame: "suspect" },
+  { reason: "deadline", checks: ["data"], blame: "suspect" },
+  { reason: "check-failed", checks: ["devices", "power"], blame: "suspect" },
+  { reason: "check-failed", checks: ["clock", "site"], blame: "suspect" },
+  { reason: "check-failed", checks: ["site"], blame: "quarantine" },
+  { reason: "check-failed", checks: ["devices", "site"], blame: "quarantine" },
+  { reason: "fatal-check", checks: ["broker", "site"], blame: "quarantine" },
+  { reason: "check-failed", checks: ["broker", "memory"], blame: "quarantine" },
+  { reason: "deadline", checks: ["agent", "broker"], blame: "quarantine" },
+])("$reason of $checks: $blame", ({ reason, checks, blame }) => {
+  const plan = { trial: 7, failed: { attempt: 1, checks, evidence: [] } } as unknown as Plan;
+  expect(causeOf(reason, plan, []).blame).toBe(blame);
+});
+
+test("three starts without a mark are told as that, and no more", () => {
+  const cause = causeOf("tries-spent", { trial: 7, tries: 3 } as Plan, []);
+  expect(cause).toMatchObject({ reason: "never-came-up", blame: "suspect" });
+  expect(cause.evidence).toEqual([
+    "none of its 3 starts left a mark: it may not have reached the initramfs, or the power went before",
+  ]);
+});
+
+test("a content is condemned by a second trial that ends as the first did, not by the same one told twice", async () => {
+  using folder = scratch();
+  const open = () => new Quarantine(new Store(folder.path, quiet));
+  const hash = NEW.content.hash;
+  expect(await open().suspect(hash, 7, ["broker", "clock"])).toBe(false);
+  expect(await open().suspect(hash, 7, ["broker"])).toBe(false);
+  expect(await open().suspect(hash, 8, ["never-came-up"])).toBe(false);
+  expect(await open().suspect(hash, 9, ["broker"])).toBe(false);
+  expect(await open().suspect(OLD.content.hash, 10, ["broker"])).toBe(false);
+  expect(await open().suspect(hash, 11, ["broker"])).toBe(true);
+  await open().lift(hash);
+  expect(await open().suspect(hash, 12, ["broker"])).toBe(false);
 });

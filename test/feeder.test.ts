@@ -1,9 +1,18 @@
 /** The watchdog feeder of the image, under BusyBox. Its uptime is the test's: nothing here depends on how fast this machine is. */
 import { expect, test } from "bun:test";
-import { existsSync, mkdirSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { scratch, until } from "./node.ts";
-import { BUSYBOX, LIMIT_MS, NEEDS_BUSYBOX, ROOTFS, startScript } from "./shell.ts";
+import { BUSYBOX, LIMIT_MS, NEEDS_BUSYBOX, ROOTFS, runScript, startScript } from "./shell.ts";
 
 const SCRIPT = join(ROOTFS, "root/usr/libexec/fruit/watchdog");
 const BOOT_ID = "01234567-89ab-cdef-0123-456789abcdef";
@@ -27,6 +36,7 @@ class Feeder implements AsyncDisposable {
     writeFileSync(join(path, "proc/cmdline"), `console=ttyS1 ${cmdline} panic=10\n`);
     writeFileSync(join(path, "proc/sys/kernel/random/boot_id"), `${BOOT_ID}\n`);
     writeFileSync(join(path, "watchdog"), "");
+    writeFileSync(join(path, "kmsg"), "");
     this.passTo(10);
     prepare(this);
     this.#process = startScript(SCRIPT, [], {
@@ -42,6 +52,8 @@ class Feeder implements AsyncDisposable {
       FRUIT_STALE: String(STALE),
       FRUIT_SPARE: "20",
       FRUIT_ROUNDS: "3",
+      FRUIT_PATIENCE: "1",
+      FRUIT_KMSG: join(path, "kmsg"),
     });
   }
 
@@ -60,6 +72,16 @@ class Feeder implements AsyncDisposable {
   /** How often it has fed. */
   get meals(): number {
     return statSync(join(this.#folder.path, "watchdog")).size / 2;
+  }
+
+  /** What it has said to the kernel's log. */
+  get kmsg(): string {
+    return readFileSync(join(this.#folder.path, "kmsg"), "utf8");
+  }
+
+  /** Nobody reads any more what it says. */
+  async silence(): Promise<void> {
+    await (this.#process.stderr as ReadableStream).cancel();
   }
 
   get hasRebooted(): boolean {
@@ -241,6 +263,69 @@ test.skipIf(!BUSYBOX).each(["loop", "data-lost"])(
     feeder.passTo(10_000);
     await feeder.fed();
     expect(existsSync(join(feeder.boot, "marks"))).toBe(false);
+  },
+  LIMIT_MS,
+);
+
+/** No folder can be made there, and no file in it. */
+function becomeFile(path: string): void {
+  rmSync(path, { recursive: true });
+  writeFileSync(path, "");
+}
+
+test.skipIf(!BUSYBOX).each<[string, (boot: string) => void]>([
+  ["is full", (boot) => symlinkSync("/dev/full", join(boot, "dead.new"))],
+  ["takes no writes", becomeFile],
+  ["reads back otherwise", (boot) => mkdirSync(join(boot, "dead"))],
+])(
+  `keeps a node up whose agent is dead where that cannot be counted, since the data %s${NEEDS_BUSYBOX}`,
+  async (_, spoil) => {
+    await using feeder = new Feeder("fruit.slot=a", ({ boot }) => spoil(boot));
+    await feeder.fed();
+    feeder.passTo(10 + GRACE);
+    await until("it says so", () => existsSync(join(feeder.run, "loop")));
+    feeder.passTo(100_000);
+    await feeder.fed();
+    expect(feeder.kmsg).toContain("stays up to be looked at, since starts cannot be counted");
+  },
+  LIMIT_MS,
+);
+
+check("starts the node again when the card hangs", async () => {
+  await using feeder = new Feeder("fruit.slot=a", ({ boot }) => {
+    // Who opens it waits for somebody at its other end
+    for (const name of ["dead", "marks"]) Bun.spawnSync(["mkfifo", join(boot, name)]);
+  });
+  await feeder.fed();
+  feeder.passTo(10 + GRACE);
+  await until("rebooted", () => feeder.hasRebooted);
+  expect(feeder.kmsg).toBe(
+    "<2>fruit-watchdog: no heartbeat of the agent since the start, and the card hangs; the node starts again\n",
+  );
+});
+
+check("goes on when nobody reads any more what it says", async () => {
+  await using feeder = new Feeder("fruit.slot=a", ({ boot }) => writeFileSync(join(boot, "dead"), "3\n"));
+  await feeder.fed();
+  await feeder.silence();
+  feeder.passTo(10 + GRACE);
+  await until("its words", () => existsSync(join(feeder.run, "loop")));
+  await feeder.fed();
+  expect(feeder.kmsg).toContain("since the last 3 starts did no better");
+});
+
+test.skipIf(!BUSYBOX).each(["fruit", "fruit-watchdog"])(
+  `what the service %s says goes to the system's log${NEEDS_BUSYBOX}`,
+  async (name) => {
+    using folder = scratch();
+    const script = join(folder.path, "service");
+    writeFileSync(
+      script,
+      `. ${join(ROOTFS, "root/etc/init.d", name)}\necho "$output_logger"\necho "$error_logger"\n`,
+    );
+    const { out } = await runScript(script, [], {});
+    const logger = `logger -t ${name} -p daemon.info`;
+    expect(out).toBe(`${logger}\n${logger}\n`);
   },
   LIMIT_MS,
 );

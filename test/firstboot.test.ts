@@ -3,12 +3,12 @@ import { expect, test } from "bun:test";
 import {
   chmodSync,
   closeSync,
-  existsSync,
   ftruncateSync,
   mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
+  rmSync,
   statSync,
   truncateSync,
   writeFileSync,
@@ -37,13 +37,15 @@ function node(files: Record<string, string | Uint8Array>) {
   writeFileSync(join(proc, "cmdline"), "fruit.slot=a\n");
   writeFileSync(join(proc, "device-tree/serial-number"), "00000000c0ffee00\0");
   for (const [name, content] of Object.entries(files)) writeFileSync(join(p1, name), content);
-  const env = {
+  const env: Record<string, string> &
+    Record<"FRUIT_NAMES" | "FRUIT_RUN" | "FRUIT_ETC" | "FRUIT_KMSG", string> = {
     FRUIT_NAMES: join(LIBEXEC, "names"),
     FRUIT_P1: p1,
     FRUIT_DATA: data,
     FRUIT_PROC: proc,
     FRUIT_RUN: join(folder.path, "run"),
     FRUIT_ETC: join(folder.path, "etc"),
+    FRUIT_KMSG: join(folder.path, "kmsg"),
   };
   return {
     ...{ path: folder.path, p1, data, proc, env },
@@ -81,21 +83,179 @@ check("blanks the bytes of a file before its name goes", async () => {
   closeSync(held);
 });
 
-check("wherever its blanking was cut short, a file is never taken half", async () => {
-  const random = seeded(4);
-  const whole = Buffer.from(NODE_JSON.repeat(100));
-  for (let round = 0; round < 12; round++) {
-    // Any of its sectors are zeros already
-    const cut = Buffer.from(whole);
-    const gone = Array.from({ length: Math.ceil(cut.length / 512) }, () => random() < 0.3);
-    for (const [sector, isGone] of gone.entries())
-      if (isGone) cut.subarray(sector * 512, (sector + 1) * 512).fill(0);
-    using it = node({ "node.json": cut });
-    writeFileSync(join(it.data, "node.json"), whole);
-    expect((await it.firstboot()).exit).toBe(0);
-    expect(readFileSync(join(it.data, "node.json")).equals(whole)).toBe(true);
-    expect(existsSync(join(it.p1, "node.json"))).toBe(false);
+check(
+  "wherever its blanking was cut short, the next start does the rest and takes nothing half",
+  async () => {
+    const random = seeded(4);
+    const whole = Buffer.from(NODE_JSON.repeat(100));
+    for (let round = 0; round < 12; round++) {
+      // Any of its sectors are zeros already
+      const cut = Buffer.from(whole);
+      const gone = Array.from({ length: Math.ceil(cut.length / 512) }, () => random() < 0.3);
+      for (const [sector, isGone] of gone.entries())
+        if (isGone) cut.subarray(sector * 512, (sector + 1) * 512).fill(0);
+      using it = node({ "node.json": cut });
+      writeFileSync(join(it.data, "node.json"), NODE_JSON);
+      writeFileSync(join(it.data, ".node.json.blanking"), whole);
+      expect((await it.firstboot()).exit).toBe(0);
+      expect(readFileSync(join(it.data, "node.json"), "utf8")).toBe(NODE_JSON);
+      expect([readdirSync(it.p1), readdirSync(it.data)]).toEqual([[], ["node.json"]]);
+    }
+  },
+);
+
+check("what a person put there after a blanking was cut short is taken, and not the rest of it", async () => {
+  // As long as what was taken before, so that only the bytes tell
+  const other = NODE_JSON.replace("pi7", "pi8");
+  using it = node({ "node.json": other });
+  writeFileSync(join(it.data, "node.json"), NODE_JSON);
+  writeFileSync(join(it.data, ".node.json.blanking"), NODE_JSON);
+  expect((await it.firstboot()).exit).toBe(0);
+  expect(readFileSync(join(it.data, "node.json"), "utf8")).toBe(other);
+  expect([readdirSync(it.p1), readdirSync(it.data).sort()]).toEqual([[], ["node.json", "node.json.old"]]);
+});
+
+/** What stands in a `names` of its own: the start is killed before the step that `STOP` counts; a `dd` gets half of its way. */
+const KILLS = ["rm", "cp", "cmp", "chmod", "sync", "ln", "mv", "dd"]
+  .map((name) => `${name}() { step ${name} "$@"; command ${name} "$@"; }`)
+  .join("\n");
+const STEPS = `. "$REAL_NAMES"
+step() {
+  echo "$*" >>"$COUNT"
+  [ "$(wc -l <"$COUNT")" = "$STOP" ] || return 0
+  if [ "$1" = dd ]; then command dd if=/dev/zero of="\${3#of=}" bs=1 count=20 seek=7 conv=notrunc 2>/dev/null; fi
+  kill -9 $$
+}
+${KILLS}
+`;
+
+check("killed before any of its steps, the next start ends with the same and nothing is lost", async () => {
+  const old = NODE_JSON.replace("pi7", "pi6");
+  const killed: string[] = [];
+  for (let stop = 1; ; stop++) {
+    using it = node({ "node.json": NODE_JSON });
+    writeFileSync(join(it.data, "node.json"), old);
+    const [names, count] = [join(it.path, "names"), join(it.path, "count")];
+    writeFileSync(names, STEPS);
+    const env = { FRUIT_NAMES: names, REAL_NAMES: it.env.FRUIT_NAMES, COUNT: count, STOP: `${stop}` };
+    const { exit } = await runScript(join(LIBEXEC, "firstboot"), [], { ...it.env, ...env });
+    if (exit !== 0) {
+      killed.push(readFileSync(count, "utf8").trimEnd().split("\n").at(-1) ?? "");
+      // At no moment is there a node.json that is half, or none
+      expect([old, NODE_JSON]).toContain(readFileSync(join(it.data, "node.json"), "utf8"));
+      expect((await it.firstboot()).exit).toBe(0);
+    }
+    const at = (name: string) => readFileSync(join(it.data, name), "utf8");
+    expect([at("node.json"), at("node.json.old")]).toEqual([NODE_JSON, old]);
+    expect(readdirSync(it.p1)).toEqual([]);
+    expect(readdirSync(it.data).sort()).toEqual(["node.json", "node.json.old"]);
+    if (exit === 0) break;
   }
+  expect(killed.filter((step) => step.startsWith("dd ")).length).toBe(1);
+  expect(killed.length).toBeGreaterThan(12);
+});
+
+check(
+  "while the data is in memory a file is taken for this start and stays on the boot partition",
+  async () => {
+    const files = {
+      "node.json": NODE_JSON,
+      "node.key": "-----BEGIN\n",
+      authorized_keys: "ssh-ed25519 AAAA me\n",
+    };
+    using it = node(files);
+    mkdirSync(it.env.FRUIT_RUN);
+    writeFileSync(join(it.env.FRUIT_RUN, "data-lost"), "/dev/mmcblk0p4 cannot be used\n");
+    const { exit, err } = await it.firstboot();
+    expect(exit).toBe(0);
+    expect(err).toContain("node.json: taken for this start; it stays on the boot partition");
+    for (const folder of [it.p1, it.data])
+      for (const [name, content] of Object.entries(files))
+        expect(readFileSync(join(folder, name), "utf8")).toBe(content);
+    // And once the data lasts again, it goes there
+    rmSync(join(it.env.FRUIT_RUN, "data-lost"));
+    for (const name of readdirSync(it.data)) rmSync(join(it.data, name));
+    expect((await it.firstboot()).exit).toBe(0);
+    expect(readdirSync(it.data).sort()).toEqual(Object.keys(files).sort());
+    expect(readdirSync(it.p1)).toEqual(["authorized_keys"]);
+  },
+);
+
+const utf16 = (text: string) => Buffer.from(`\ufeff${text}`, "utf16le");
+
+for (const [what, name, content, why] of [
+  ["a node.json in UTF-16, as Windows saves it,", "node.json", utf16(NODE_JSON), "byte order mark"],
+  ["one in UTF-16 without a mark", "node.json", utf16(NODE_JSON).subarray(2), "zero bytes"],
+  ["one in UTF-8 with a mark", "node.json", Buffer.from(`\ufeff${NODE_JSON}`), "byte order mark"],
+  ["an empty node.json", "node.json", Buffer.alloc(0), "it is empty"],
+  ["a node.json of zeros", "node.json", Buffer.alloc(512), "zero bytes"],
+  ["a node.json that is cut off", "node.json", Buffer.from(NODE_JSON.slice(0, -3)), "not JSON"],
+  ["a token with zeros in it", "enrolment.token", Buffer.from("sec\0ret\n"), "zero bytes"],
+  ["a file too large for what it should be", "ca.pem", Buffer.alloc(1_048_577, "x"), "1048577 bytes"],
+] as const)
+  check(`${what} is left where it is, with the reason, and what the node has stays`, async () => {
+    using it = node({ [name]: content });
+    writeFileSync(join(it.data, name), "what it has\n");
+    const { exit, err } = await it.firstboot();
+    expect(exit).toBe(1);
+    expect(err).toContain(`${name} is left on the boot partition and not taken: `);
+    expect(err).toContain(why);
+    expect(readFileSync(it.env.FRUIT_KMSG, "utf8")).toContain(why);
+    expect(readFileSync(join(it.p1, name)).equals(content)).toBe(true);
+    expect(readFileSync(join(it.data, name), "utf8")).toBe("what it has\n");
+    expect(readdirSync(it.data)).toEqual([name]);
+  });
+
+check("authorized_keys that are no text lock nobody out: they are not taken", async () => {
+  using it = node({ authorized_keys: utf16("ssh-ed25519 AAAA me\n") });
+  expect(await it.firstboot()).toMatchObject({ exit: 1 });
+  expect(readdirSync(it.data)).toEqual([]);
+});
+
+/** A program in the place of the agent. */
+function agentOf(it: { path: string; env: Record<string, string> }, script: string): void {
+  const path = join(it.path, "fruit");
+  writeFileSync(path, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  it.env.FRUIT_AGENT = path;
+}
+const AGENT = `exec "${process.execPath}" "${join(import.meta.dir, "../agent/main.ts")}" "$@"`;
+
+check("the agent judges a node.json before it is taken; what the node had becomes .old", async () => {
+  using it = node({ "node.json": `{ "site": "lab", "nodde": "pi7" }\n`, "fruit.json": `{ "name": ` });
+  agentOf(it, AGENT);
+  writeFileSync(join(it.data, "node.json"), `{ "site": "old" }\n`);
+  const { exit, err } = await it.firstboot();
+  expect(exit).toBe(1);
+  expect(err).toContain("nodde: unknown key");
+  expect(err).toMatch(/fruit\.json is left .*is not JSON/);
+  expect([readdirSync(it.p1).sort(), readdirSync(it.data)]).toEqual([
+    ["fruit.json", "node.json"],
+    ["node.json"],
+  ]);
+  writeFileSync(join(it.p1, "node.json"), NODE_JSON);
+  // Other keys than a node.json has
+  writeFileSync(join(it.p1, "fruit.json"), `{ "name": "n" }\n`);
+  expect((await it.firstboot()).exit).toBe(0);
+  expect([readdirSync(it.p1), readdirSync(it.data).sort()]).toEqual([
+    [],
+    ["fruit.json", "node.json", "node.json.old"],
+  ]);
+  expect(readFileSync(join(it.data, "node.json"), "utf8")).toBe(NODE_JSON);
+  expect(readFileSync(join(it.data, "node.json.old"), "utf8")).toBe(`{ "site": "old" }\n`);
+});
+
+check("an agent that gives no verdict in time puts nothing in the place of what the node has", async () => {
+  using it = node({ "node.json": NODE_JSON });
+  agentOf(it, "exec sleep 300");
+  it.env.FRUIT_CHECK_LIMIT = "1";
+  writeFileSync(join(it.data, "node.json"), `{ "site": "old" }\n`);
+  expect((await it.firstboot()).err).toContain("gave no verdict (exit 137)");
+  expect(readdirSync(it.p1)).toEqual(["node.json"]);
+  expect(readFileSync(join(it.data, "node.json"), "utf8")).toBe(`{ "site": "old" }\n`);
+  // A node that has none is better off with one that looks like JSON
+  rmSync(join(it.data, "node.json"));
+  expect((await it.firstboot()).exit).toBe(0);
+  expect(readFileSync(join(it.data, "node.json"), "utf8")).toBe(NODE_JSON);
 });
 
 check("a power cut before a file was whole on the data partition loses nothing", async () => {
@@ -116,6 +276,21 @@ check("a file that cannot be taken stays where it is", async () => {
   expect(readFileSync(join(it.p1, "node.json"), "utf8")).toBe(NODE_JSON);
   expect(readdirSync(it.p1)).toEqual(["node.json"]);
 });
+
+check(
+  "what a full data partition has no room for stays, though nothing can be told to the kernel",
+  async () => {
+    using it = node({ "node.json": NODE_JSON });
+    writeFileSync(join(it.data, "node.json"), "{}\n");
+    const names = join(it.path, "names");
+    writeFileSync(names, `. ${it.env.FRUIT_NAMES}\ncp() { return 1; }\n`);
+    it.env.FRUIT_NAMES = names;
+    it.env.FRUIT_KMSG = join(it.path, "nowhere/kmsg");
+    expect((await it.firstboot()).exit).toBe(1);
+    expect(readFileSync(join(it.p1, "node.json"), "utf8")).toBe(NODE_JSON);
+    expect(readFileSync(join(it.data, "node.json"), "utf8")).toBe("{}\n");
+  },
+);
 
 check(
   "starts the agent with the node's own configuration, the image's, or one that says nothing",

@@ -24,6 +24,7 @@ import { cpioOf } from "../image/fruitos/cpio.ts";
 import { addModules, findKernel, unpackKernel } from "../image/fruitos/kernel.ts";
 import { chooseStarters, configTxt } from "../image/fruitos/models.ts";
 import { blockMap, compressCard } from "../image/fruitos/outputs.ts";
+import { checkSecrets } from "../image/fruitos/secrets.ts";
 import { unpackTar } from "../image/fruitos/tar.ts";
 import { writeTar } from "../image/fruitos/tarwriter.ts";
 import { BuildError, missingPackages } from "../image/fruitos/tools.ts";
@@ -274,23 +275,106 @@ test("a card past 2 GiB is compressed and mapped without being in memory", async
   if (place !== folder) rmSync(place, { recursive: true });
 }, 30_000);
 
-test.each<[string, RawMember, string]>([
+built("a secret in the root stops the build, with its path")(async () => {
+  const member = { path: "./root/key", text: "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n" };
+  const message = await refusal(() => make("secret", { rootfs: rootTar("secret.tar", [member]) }));
+  expect(message).toContain("root/key (a private key)");
+});
+
+const KEY = "b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ";
+const HASH = "$6$abc$def";
+const STOCK_SHADOW = "root:*::0:::::\nbin:!::0:::::\nsshd:!*:19000::::::\nnew:!!:::::::\nopen:::0:::::\n";
+
+/** A root of one file, and what the build says of it. */
+function saidOf(path: string, content: string): string {
+  const tree = new Tree();
+  tree.put(path, file(content));
+  try {
+    checkSecrets(tree);
+    return "";
+  } catch (error) {
+    if (!(error instanceof BuildError)) throw error;
+    return error.message;
+  }
+}
+
+test.each<[string, string, string]>([
+  ["etc/shadow", `root:${HASH}:1::::::\n`, "a password for root"],
+  ["etc/shadow", `${STOCK_SHADOW}a:${HASH}:1::::::\nb:!${HASH}:1::::::\n`, "a password for a, b"],
+  ["etc/shadow-", `root:${HASH}:1::::::\n`, "a password for root"],
+  ["etc/shadow.bak", `root:${HASH}:1::::::\n`, "a password for root"],
+  ["etc/passwd", `root:${HASH}:0:0:root:/root:/bin/sh\n`, "a password for root"],
+  ["etc/passwd-", "root:abJnggxhB/yWI:0:0:root:/root:/bin/sh\n", "a password for root"],
+  ["etc/gshadow", `wheel:${HASH}::root\n`, "a password for wheel"],
+  ["etc/ssh/ssh_host_rsa_key", "x", "a host key"],
+  ["etc/dropbear/dropbear_ed25519_host_key", "x", "a host key"],
+  ["root/dropbear_rsa_host_key", "x", "a host key"],
+  ["root/.ssh/authorized_keys", "ssh-ed25519 AAAA me\n", "who may log in"],
+  ["home/user/.ssh/authorized_keys2", "ssh-ed25519 AAAA me\n", "who may log in"],
+  ["etc/dropbear/authorized_keys", "ssh-ed25519 AAAA me\n", "who may log in"],
+  ["data/fruit/authorized_keys", "ssh-ed25519 AAAA me\n", "who may log in"],
+  ["home/user/.ssh/id_ed25519", "x", "somebody's key"],
+  ["etc/wpa_supplicant/wpa_supplicant.conf", 'network={\n\tssid="a"\n\tpsk="b"\n}\n', "wireless network"],
+  ["etc/wpa_supplicant/wpa_supplicant-wlan0.conf", 'network={\n  password="b"\n}\n', "wireless network"],
+  ["etc/network/interfaces", "iface wlan0 inet dhcp\n  wpa-psk secret\n", "wireless network"],
+  ["etc/network/interfaces.d/wlan0", "wpa-psk secret\n", "wireless network"],
+  ["etc/NetworkManager/system-connections/a", "[wifi-security]\npsk=secret\n", "wireless network"],
+  ["etc/hostapd/hostapd.conf", "ssid=a\nwpa_passphrase=secret\n", "wireless network"],
+  ["var/lib/iwd/home.psk", "[Security]\nPassphrase=secret\n", "wireless network"],
+  ["etc/fruit/mqtt.password", "secret\n", "a node's own"],
+  ["etc/fruit/broker/site.password", "secret\n", "a node's own"],
+  ["etc/fruit/enrolment.token", "secret\n", "a node's own"],
+  ["etc/fruit/node.key", "x", "a node's own"],
+  ["etc/fruit/node.json", "{}", "a node's own"],
+  ["etc/fruit/trust.json", "{}", "a node's own"],
+  ["data/fruit/trust.json", "{}", "a node's own"],
+  ["enrolment.token", "secret\n", "a node's own"],
+  ["root/mqtt.password", "secret\n", "a node's own"],
+  ["etc/ssl/node.pem", "x", "a node's own"],
+  ["etc/machine-id", "0123456789abcdef0123456789abcdef\n", "the id of one machine"],
+  ["var/lib/dbus/machine-id", "0123456789abcdef0123456789abcdef\n", "the id of one machine"],
+  ["var/lib/misc/random-seed", "x", "randomness"],
+  ["var/lib/seedrng/seed.credit", "x", "randomness"],
+  ["opt/a", `-----BEGIN RSA PRIVATE KEY-----\n${KEY}\n`, "a private key"],
+  ["opt/a", `-----BEGIN EC PRIVATE KEY-----\r\n${KEY}\r\n`, "a private key"],
+  ["opt/a", `-----BEGIN PGP PRIVATE KEY BLOCK-----\n\n${KEY}\n`, "a private key"],
+  ["opt/a.json", `{ "key": "-----BEGIN PRIVATE KEY-----\\n${KEY}" }`, "a private key"],
+  ["opt/a.yaml", `key: |\n  -----BEGIN PRIVATE KEY-----\n  ${KEY}\n`, "a private key"],
+  ["opt/a.ppk", "PuTTY-User-Key-File-3: ssh-ed25519\n", "a private key"],
+  ["opt/a", "\0\0\0\u000bssh-ed25519\0\0\0\u0040", "a private key"],
+])("%s has no place in an image: %p", (path, content, words) => {
+  expect(saidOf(path, content)).toContain(`${path} (`);
+  expect(saidOf(path, content)).toContain(words);
+});
+
+test.each<[string, string]>([
+  ["etc/shadow", STOCK_SHADOW],
+  ["etc/shadow-", STOCK_SHADOW],
+  ["etc/passwd", "root:x:0:0:root:/root:/bin/sh\n+::::::\nnobody:*:65534:65534:nobody:/:/sbin/nologin\n"],
+  ["etc/group", "root:x:0:root\nwheel:x:10:root\n"],
+  ["etc/gshadow", "root:*::\nwheel:!::root\n"],
+  ["etc/machine-id", ""],
+  ["etc/machine-id", "uninitialized\n"],
+  ["etc/network/interfaces", "auto lo\niface lo inet loopback\n# wpa-psk secret\n"],
+  ["etc/wpa_supplicant/wpa_supplicant.conf", "ctrl_interface=/run/wpa_supplicant\n#psk=x\n"],
+  ["etc/hostapd/hostapd.conf", "#wpa_passphrase=secret passphrase\nwpa_psk_file=/etc/hostapd.wpa_psk\n"],
+  ["etc/ssh/sshd_config.d/fruit.conf", "AuthorizedKeysFile /data/fruit/authorized_keys\n"],
+  ["etc/ssh/ssh_host_ed25519_key.pub", "ssh-ed25519 AAAA\n"],
+  ["etc/pam.d/passwd", "password include system-auth\n"],
+  ["etc/default/dropbear", 'DROPBEAR_EXTRA_ARGS="-s"\n'],
+  ["etc/apk/keys/alpine-devel.rsa.pub", "-----BEGIN PUBLIC KEY-----\nMIIB\n-----END PUBLIC KEY-----\n"],
+  ["etc/ssl/certs/ca.pem", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"],
+  ["etc/fruit/release.json", "{}"],
+  ["etc/fruit/watchdog", "grace=300\n"],
+  ["usr/share/doc/x", "a file that says -----BEGIN PRIVATE KEY----- at its top\n"],
   [
-    "a private key",
-    { path: "./root/key", text: "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n" },
-    "root/key (a private key)",
+    "usr/bin/tool",
+    "\0-----BEGIN OPENSSH PRIVATE KEY-----\n\0-----END OPENSSH PRIVATE KEY-----\n\0ssh-ed25519\0",
   ],
-  ["a host key", { path: "./etc/ssh/ssh_host_ed25519_key", text: "x" }, "etc/ssh/ssh_host_ed25519_key"],
-  ["a machine's id", { path: "./etc/machine-id", text: "0123\n" }, "etc/machine-id"],
-  [
-    "a password",
-    { path: "./etc/shadow", text: "root:$6$abc:1::::::\nbin:!::0:::::\n" },
-    "a password for root",
-  ],
-  ["somebody's access", { path: "./root/.ssh/authorized_keys", text: "ssh-ed25519 AAAA" }, "authorized_keys"],
-])("%s in the root is refused by its name", async (_, member, message) => {
-  if (missing.length > 0) return;
-  expect(await refusal(() => make("secret", { rootfs: rootTar("secret.tar", [member]) }))).toContain(message);
+  ["usr/lib/node_modules/x/node.key", "x"],
+  ["usr/lib/python3/test_keys.py", `KEY = "-----BEGIN PRIVATE KEY-----\\n${KEY}"\n`],
+])("%s of a stock system is no secret: %p", (path, content) => {
+  expect(saidOf(path, content)).toBe("");
 });
 
 built("there is no key material in the card that was built")(async () => {
@@ -403,11 +487,47 @@ test("every model gets a U-Boot that starts it; one whose chip it does not know 
   expect(old.without).toEqual(["pi5: U-Boot's rpi_arm64 has no driver for bcm2712"]);
   expect(old.boards).not.toContain("raspberrypi,5-model-b");
   const config = configTxt(old, new Set(["disable-bt.dtbo"]), false);
-  expect(config).toContain(
-    "[pi3]\nkernel=u-boot-rpi_3.bin\n# The good UART is the console's\ndtoverlay=disable-bt\n",
-  );
+  expect(config).toContain("# The good UART is the console's\ndtoverlay=disable-bt\n");
   expect(config).not.toContain("[pi5]");
   expect(config).not.toContain("upstream_kernel");
+});
+
+/** What the firmware takes for a model: the last setting in sections that are for it or for all. */
+function settingsOf(config: string, filter: string): Map<string, string> {
+  const settings = new Map<string, string>();
+  let isFor = true;
+  for (const line of config.split("\n")) {
+    const [, section] = /^\[(\w+)\]$/.exec(line) ?? [];
+    if (section !== undefined) isFor = section === "all" || section === filter;
+    const [, name, value = ""] = /^([^#=]+)=(.*)$/.exec(line) ?? [];
+    if (isFor && name !== undefined) settings.set(name, value);
+  }
+  return settings;
+}
+
+test.each([
+  ["pi2", "1", "15=pu"],
+  ["pi02", "1", "15=pu"],
+  ["pi3", "1", "15=pu"],
+  ["pi4", "1", "15=pu"],
+  // Its console is the connector between the HDMI sockets, on which config.txt puts no pull-up
+  ["pi5", "0", undefined],
+])("an open line of the console stops no %s in U-Boot: enable_uart=%s, gpio=%s", (filter, uart, gpio) => {
+  const config = configTxt(chooseStarters(root()), new Set(["disable-bt.dtbo"]), false);
+  const settings = settingsOf(config, filter);
+  expect([settings.get("enable_uart"), settings.get("gpio")]).toEqual([uart, gpio]);
+  // What a person wants otherwise comes last, and for every model
+  expect(config).toEndWith("[all]\ninclude usercfg.txt\n");
+});
+
+test("the packages that are wanted are those that the rescue and the initramfs look for, each with its reason", () => {
+  const lines = readFileSync(join(import.meta.dir, "../image/fruitos/packages.txt"), "utf8")
+    .trim()
+    .split("\n");
+  const packages = new Map(lines.slice(1).map((line) => line.split(/ +# /, 2) as [string, string]));
+  for (const name of ["dropbear", "busybox-static", "e2fsprogs", "e2fsprogs-extra"])
+    expect(packages.get(name)).toBeTruthy();
+  expect([...packages.values()].every((reason) => Boolean(reason))).toBe(true);
 });
 
 built("cpio reads the initramfs as it was meant", { name: "cpio", install: "cpio" })(async () => {

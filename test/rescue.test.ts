@@ -1,10 +1,20 @@
-/** `fruit-records` of the rescue, under BusyBox, against what the agent makes of the same card. */
+/** The initramfs where a slot fails, and the rescue, under BusyBox; `fruit-records` against what the agent makes of the same card. */
 import { expect, test } from "bun:test";
-import { closeSync, ftruncateSync, openSync, readFileSync, readSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { FIRST_PARTITION, RECORD_OFFSETS, type SlotName } from "../boot/layout.ts";
 import { type BootRecord, encodeRecord, REASONS, readRecords, SLOT_STATES } from "../boot/records.ts";
-import { arm, begin, stage } from "../boot/slots.ts";
+import { arm, begin, confirm, rollBack, stage } from "../boot/slots.ts";
 import { openDisk } from "../hal/disk.ts";
 import { seeded } from "./fakes.ts";
 import { scratch } from "./node.ts";
@@ -39,6 +49,7 @@ function card(slots: Partial<Record<SlotName, Made>>) {
   }
   return {
     put,
+    path,
     at(offset: number, length: number) {
       const bytes = Buffer.alloc(length);
       readSync(fd, bytes, 0, length, offset);
@@ -261,4 +272,121 @@ check("agrees with the agent on which record counts, whatever the four places ho
     const [, place] = /place (\d): record \d+, the one that counts/.exec(out) ?? [];
     expect(place).toBe(newest ? String(newest.place) : undefined);
   }
+});
+
+/** Both slots are good, and the node starts from b. */
+const staged = stage(begin(built, "b", "cd".repeat(16)), "b", { ...slotOf(newer), hash: "cd".repeat(16) });
+const both: BootRecord = {
+  ...confirm(arm(staged, "b", { id: 5, tries: 3 }), "b", 7n),
+  ...{ sequence: 6, time: 1_700_000_000 },
+};
+const LIB = join(ROOTFS, "initramfs/lib/fruit");
+
+/** What init does with a slot that it cannot mount. */
+async function initFails(it: ReturnType<typeof card>, slot: string, cmdline = "", before = "") {
+  using folder = scratch();
+  const path = (name: string) => join(folder.path, name);
+  mkdirSync(path("lib"));
+  for (const name of ["disk.sh", "fail.sh"])
+    writeFileSync(path(`lib/${name}`), readFileSync(join(LIB, name)));
+  writeFileSync(path("lib/rescue"), '#!/bin/busybox sh\necho "rescue $*" >>"$LOG"\n', { mode: 0o755 });
+  writeFileSync(path("cmdline"), `fruit.slot=${slot} ${cmdline}\n`);
+  writeFileSync(
+    path("init"),
+    [
+      '. "$FRUIT_LIB/disk.sh"',
+      '. "$FRUIT_LIB/fail.sh"',
+      // What would reach this machine
+      'say() { echo "$*"; }',
+      "sleep() { :; }",
+      "umount() { :; }",
+      'restart() { echo restart >>"$LOG"; }',
+      before,
+      `disk=mmcblk0 slot=${slot} trial=$(word fruit.trial) files=${path("data")}`,
+      `fail "slot ${slot}: no squashfs"`,
+    ].join("\n"),
+  );
+  const { out } = await runScript(path("init"), [], {
+    PATH: `${join(ROOTFS, "rescue/bin")}:${process.env.PATH}`,
+    FRUIT_LIB: path("lib"),
+    FRUIT_CMDLINE: path("cmdline"),
+    FRUIT_DISK: it.path,
+    LOG: path("log"),
+  });
+  const text = (name: string) => (existsSync(path(name)) ? readFileSync(path(name), "utf8") : "");
+  return { out, did: text("log"), marks: text("data/fruit/boot/marks").replace(/[\da-f-]{36}/, "BOOT") };
+}
+
+check(
+  "a slot that cannot be mounted gives way to the other one, in one record that the agent would write too",
+  async () => {
+    using it = card({ a: older, b: newer });
+    for (const [place, sequence] of [6, 3, 4, 5].entries())
+      it.put(RECORD_OFFSETS[place] ?? 0, encodeRecord({ ...both, sequence }));
+    const { out, did, marks } = await initFails(it, "b");
+    expect(out).toContain("slot b cannot be started, slot a takes its place");
+    expect(did).toBe("restart\n");
+    expect(marks).toBe("0 0 BOOT init slot b: no squashfs\n");
+    const newest = await it.newest();
+    expect(newest?.place).toBe(1);
+    expect(newest?.record).toEqual({ ...rollBack(both, "files-damaged"), sequence: 7 });
+    // And if that one cannot be mounted either, they do not take turns
+    const before = it.bytes();
+    const next = await initFails(it, "a");
+    expect(next.out).toContain("slot b is failed, not good");
+    expect(next.did).toBe("rescue mmcblk0 slot-a\n");
+    expect(it.bytes().equals(before)).toBe(true);
+  },
+);
+
+check(
+  "a slot on trial that cannot be mounted leaves its evidence and starts again: the try is counted",
+  async () => {
+    using it = card({ a: older, b: newer });
+    it.put(RECORD_OFFSETS[0], encodeRecord(both));
+    const before = it.bytes();
+    expect(await initFails(it, "b", "fruit.trial=7 fruit.try=2")).toMatchObject({
+      did: "restart\n",
+      marks: "7 2 BOOT init slot b: no squashfs\n",
+    });
+    expect(it.bytes().equals(before)).toBe(true);
+  },
+);
+
+check(
+  "the rescue of its own initramfs takes over where the other slot is no help, and nothing is written",
+  async () => {
+    const { kernel } = older.area.boot;
+    for (const [why, record, slot, spoil] of [
+      ["slot b is empty, not good", built, "a"],
+      ["slot b is staged, not good", { ...staged, sequence: 3 }, "a"],
+      ["slot b is trying, not good", arm(staged, "b", { id: 5, tries: 3 }), "a"],
+      ["slot a is not the one that the node starts from", both, "a"],
+      ["slot a: its kernel is damaged", both, "b", START.a + kernel.offset],
+      ["slot a: no squashfs", both, "b", START.a],
+      ["newer format, 2", { ...both, format: 2 }, "b"],
+      ["no place holds a valid record", both, "b", RECORD_OFFSETS[0] + 100],
+      ["the last sequence number", { ...both, sequence: 2 ** 32 - 1 }, "b"],
+      ["fail what? a or b", both, "c"],
+    ] as const) {
+      using it = card({ a: older, b: newer });
+      it.put(RECORD_OFFSETS[0], encodeRecord(record));
+      if (spoil !== undefined) it.put(spoil, Uint8Array.of((it.at(spoil, 1)[0] ?? 0) ^ 0x10));
+      const before = it.bytes();
+      const { out, did } = await initFails(it, slot);
+      expect(out).toContain(why);
+      expect(did).toBe(`rescue mmcblk0 slot-${slot}\n`);
+      expect(it.bytes().equals(before)).toBe(true);
+    }
+  },
+);
+
+check("the rescue takes over where the record cannot be written", async () => {
+  using it = card({ a: older, b: newer });
+  it.put(RECORD_OFFSETS[0], encodeRecord(both));
+  // No file may grow beyond 1 MiB, and the records are past that
+  const { out, did } = await initFails(it, "b", "", "ulimit -f 2048");
+  expect(out).toContain("cannot be written");
+  expect(did).toBe("rescue mmcblk0 slot-b\n");
+  expect((await it.newest())?.record.sequence).toBe(6);
 });

@@ -2,7 +2,15 @@
  * A node with slots: the agent's own service on a card in a file, U-Boot by its model, and a world that the test holds in its hand.
  * The initramfs and the watchdog feeder are told in a line each.
  */
-import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import * as v from "valibot";
@@ -162,6 +170,7 @@ export class Running {
   readonly states: Said<"state/boot">[] = [];
   readonly updates: Said<"state/update">[] = [];
   readonly #node: SlotNode;
+  readonly #began = performance.now();
   #stop = new AbortController();
   #part: Promise<void> | undefined;
   #commands: Command[] = [];
@@ -191,6 +200,11 @@ export class Running {
       site: "lab",
       boot: { ...QUICK, run_dir: this.#node.runDir, reboot_command: reboot, ...this.#node.settings },
     }).boot;
+  }
+
+  /** Since the machine was started. */
+  get upSeconds(): number {
+    return (performance.now() - this.#began) / 1000;
   }
 
   /** How often the reboot command was run. */
@@ -305,10 +319,9 @@ export class Running {
   #machine(): Machine {
     const { machine } = openSim({ seed: 1, boards: [0], wireTime: false, faults: [], clockSynced: true });
     const world = () => this.#node.worlds[this.slot];
-    const began = performance.now();
     const files: Record<string, () => string> = {
       "/proc/cmdline": () => `console=tty1 ${this.args} panic=10\n`,
-      "/proc/uptime": () => `${((performance.now() - began) / 1000).toFixed(2)} 0.00\n`,
+      "/proc/uptime": () => `${this.upSeconds.toFixed(2)} 0.00\n`,
       "/proc/meminfo": () => `MemTotal: 900000 kB\nMemAvailable: ${world().memoryKib} kB\n`,
     };
     return {
@@ -319,7 +332,10 @@ export class Running {
         const file = files[path];
         return file ? new TextEncoder().encode(file()) : machine.read(path);
       },
-      list: (path) => (path === "/dev" ? world().devices : machine.list(path)),
+      list: (path) => {
+        if (path === "/dev") return world().devices;
+        return path === this.#node.runDir ? readdirSync(path) : machine.list(path);
+      },
     };
   }
 }

@@ -66,10 +66,30 @@ test("a slot fails for a reason, and its trial is over", () => {
   expect(failed.slots.b).toMatchObject({ state: "failed", reason: "check-failed", version: 1n });
 });
 
-test("back to the other slot: the one it came from has failed, and no trial is left", () => {
-  const back = rollBack(record("good", { trial }), "by-hand");
+test("back to the other slot by hand: the one it came from stays good for U-Boot to fall back to", () => {
+  const back = rollBack(record("good"), "by-hand");
   expect(back).toMatchObject({ primary: "b", reason: "by-hand" });
-  expect(back.slots.a).toMatchObject({ state: "failed", reason: "by-hand" });
+  expect(back.slots.a).toEqual(slot("good", { reason: "by-hand" }));
+  expect(back.slots.b).toEqual(slot("good"));
+  const again = rollBack(back, "by-hand");
+  expect(again.slots).toEqual({ a: slot("good"), b: slot("good", { reason: "by-hand" }) });
+});
+
+test("a staged slot without a hash is given one, if it is what the record speaks of", () => {
+  const found = record("empty");
+  found.slots.b = { ...CONTENT, hash: NO_HASH, state: "staged", reason: "repaired" };
+  expect(stage(found, "b", CONTENT).slots.b).toEqual({ ...CONTENT, state: "staged", reason: "none" });
+  expect(() => stage(found, "b", { ...CONTENT, payloadBytes: 80_000 })).toThrow(
+    new SlotRefusal("slot b holds version 5 in 90000 bytes, not version 5 in 80000; install it anew"),
+  );
+  found.slots.b.hash = HASH;
+  expect(() => stage(found, "b", CONTENT)).toThrow(new SlotRefusal("slot b is staged, not writing"));
+});
+
+test("back to the other slot: the one it came from has failed, and no trial is left", () => {
+  const back = rollBack(record("good", { trial }), "files-damaged");
+  expect(back).toMatchObject({ primary: "b", reason: "files-damaged" });
+  expect(back.slots.a).toMatchObject({ state: "failed", reason: "files-damaged" });
   expect(back.slots.b.state).toBe("good");
   expect(back).not.toHaveProperty("trial");
 });
@@ -128,6 +148,11 @@ test.each<{ what: string; does: () => BootRecord; says: string }>([
     what: "a slot is confirmed that no trial is of",
     does: () => confirm(record("trying"), "b", 0n),
     says: "slot b is not on trial",
+  },
+  {
+    what: "a good slot fails",
+    does: () => fail(record("good"), "b", "by-hand"),
+    says: "slot b is good, and what this node can fall back to; it stays so",
   },
   {
     what: "the slot the node starts from fails",

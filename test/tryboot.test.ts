@@ -154,7 +154,7 @@ test("rolling back to the other good slot turns the sector round and tells why",
   await node.settle();
   await (await node.open()).setPrimary("b", { floor: 1n });
   const record = await (await node.open()).setPrimary("a", { reason: "by-hand" });
-  expect(record).toMatchObject({ primary: "a", slots: { b: { state: "failed", reason: "by-hand" } } });
+  expect(record).toMatchObject({ primary: "a", slots: { b: { state: "good", reason: "by-hand" } } });
   expect(node.reboot()).toBe("a");
 });
 

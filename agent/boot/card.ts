@@ -53,7 +53,7 @@ const REST = 1;
 
 /**
  * Reads a slot's payload from the medium and compares its hash tree with the hash that the record has. Says what is wrong;
- * undefined where nothing is. Memory is that of one chunk.
+ * undefined where nothing is.
  */
 export async function readThrough(
   { disk, slots }: Pick<OpenCard, "disk" | "slots">,
@@ -61,10 +61,22 @@ export async function readThrough(
   expected: { hash: string; payloadBytes: number },
   signal: AbortSignal,
 ): Promise<string | undefined> {
-  const { offset, bytes } = slots[slot];
+  const { bytes } = slots[slot];
   const { payloadBytes, hash } = expected;
   if (payloadBytes === 0 || payloadBytes > bytes)
     return `slot ${slot} has ${bytes} bytes, its record speaks of ${payloadBytes}`;
+  const found = await hashOf({ disk, slots }, slot, payloadBytes, signal);
+  return found === hash ? undefined : `slot ${slot} reads as ${found}, its record says ${hash}`;
+}
+
+/** Reads the first bytes of a slot from the medium: the first 16 bytes of their hash, hex. Memory is that of one chunk. */
+export async function hashOf(
+  { disk, slots }: Pick<OpenCard, "disk" | "slots">,
+  slot: SlotName,
+  payloadBytes: number,
+  signal: AbortSignal,
+): Promise<string> {
+  const { offset, bytes } = slots[slot];
   const tree = new MerkleTree();
   const step = CHUNK_LEAVES * LEAF_BYTES;
   for (let at = 0; at < payloadBytes; at += step) {
@@ -83,6 +95,5 @@ export async function readThrough(
       tree.add(hashLeaf(chunk.subarray(leaf, Math.min(leaf + LEAF_BYTES, length))));
     await sleep((performance.now() - began) * REST, undefined, { signal });
   }
-  const found = Buffer.from(tree.root().subarray(0, 16)).toString("hex");
-  return found === hash ? undefined : `slot ${slot} reads as ${found}, its record says ${hash}`;
+  return Buffer.from(tree.root().subarray(0, 16)).toString("hex");
 }

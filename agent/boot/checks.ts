@@ -9,7 +9,7 @@ import { ask } from "../ask.ts";
 import type { Config } from "../config.ts";
 import { countOf } from "./baseline.ts";
 import type { Mark } from "./marks.ts";
-import type { BUILT_IN_CHECKS } from "./names.ts";
+import { type BUILT_IN_CHECKS, DEVICES, SURROUNDINGS } from "./names.ts";
 import type { Check, Report } from "./trial.ts";
 
 /** What the checks ask. */
@@ -56,6 +56,7 @@ export function checksOf(options: CheckOptions): Check[] {
     look: async (signal): Promise<Report> => ({ boot, ...(await look(signal)) }),
   });
   const had = (fact: string) => baseline.some((known) => known === fact || known.startsWith(`${fact}:`));
+  const around = surroundingsOf(options);
   const builtIn: { [name in (typeof BUILT_IN_CHECKS)[number]]: Check | undefined } = {
     record: make("record", async () => record(options)),
     agent: make("agent", () => agent(options), { isFatal: true }),
@@ -67,13 +68,13 @@ export function checksOf(options: CheckOptions): Check[] {
         limitMs: config.deadline_seconds * 1000,
       },
     ),
-    data: make("data", () => data(options)),
-    broker: had("broker") ? make("broker", fact(options, "broker", "the broker")) : undefined,
-    power: had("bus") ? make("power", async () => buses(options)) : undefined,
-    stack: had("stack") ? make("stack", fact(options, "stack", "the place in the Pi Stack")) : undefined,
-    clock: had("clock") ? make("clock", fact(options, "clock", "a synchronised clock")) : undefined,
+    data: make("data", around.data),
+    broker: had("broker") ? make("broker", around.broker) : undefined,
+    power: had("bus") ? make("power", around.power) : undefined,
+    stack: had("stack") ? make("stack", around.stack) : undefined,
+    clock: had("clock") ? make("clock", around.clock) : undefined,
     memory: make("memory", async () => memory(options)),
-    devices: DEVICES.some(had) ? make("devices", async () => devices(options)) : undefined,
+    devices: DEVICES.some(had) ? make("devices", around.devices) : undefined,
     services:
       config.services.length > 0
         ? make("services", () => services(config.services), { limitMs: SERVICE_MS * config.services.length })
@@ -90,8 +91,32 @@ export function checksOf(options: CheckOptions): Check[] {
 
 type Look = (signal: AbortSignal) => Promise<Found>;
 
-/** Kinds of devices that are counted. */
-export const DEVICES = ["gpio", "i2c", "serial"] as const;
+/** What a look at the surroundings asks. */
+export type Around = Pick<CheckOptions, "config" | "machine" | "dir" | "baseline" | "facts">;
+
+function surroundingsOf(options: Around): Record<(typeof SURROUNDINGS)[number], () => Promise<Found>> {
+  return {
+    data: () => data(options),
+    broker: fact(options, "broker", "the broker"),
+    power: async () => buses(options),
+    stack: fact(options, "stack", "the place in the Pi Stack"),
+    clock: fact(options, "clock", "a synchronised clock"),
+    devices: async () => devices(options),
+  };
+}
+
+/** Whether the slot that runs has all that these checks of another slot did not find; a site's own are not looked at. */
+export async function hasAround(checks: readonly string[], options: Around): Promise<boolean> {
+  const looks = surroundingsOf(options);
+  const found = SURROUNDINGS.filter((name) => checks.includes(name)).map((name) =>
+    looks[name]().then(
+      ({ isGood }) => isGood,
+      () => false,
+    ),
+  );
+  return (await Promise.all(found)).every(Boolean);
+}
+
 const DEVICE_NAMES: Record<(typeof DEVICES)[number], RegExp> = {
   gpio: /^gpiochip\d+$/,
   i2c: /^i2c-\d+$/,
@@ -140,7 +165,7 @@ async function slot({ readSlot }: CheckOptions, signal: AbortSignal): Promise<Fo
 }
 
 /** What the next update needs: a folder that keeps what is written. */
-async function data({ dir, config, machine }: CheckOptions): Promise<Found> {
+async function data({ dir, config, machine }: Around): Promise<Found> {
   if (machine.list(config.run_dir).includes("data-lost"))
     return bad(`${dir} is in memory: the data partition cannot be used`);
   const file = await open(join(dir, "written"), "w", 0o600);
@@ -153,12 +178,12 @@ async function data({ dir, config, machine }: CheckOptions): Promise<Found> {
   return good(`${dir} takes what is written`);
 }
 
-function fact({ facts }: CheckOptions, name: string, what: string): Look {
+function fact({ facts }: Around, name: string, what: string): () => Promise<Found> {
   return async () =>
     facts().includes(name) ? good(`${what} is there`) : bad(`the old slot had ${what}, this one has not`);
 }
 
-function buses({ baseline, facts }: CheckOptions): Found {
+function buses({ baseline, facts }: Around): Found {
   const now = facts();
   const wanted = baseline.filter((fact) => fact.startsWith("bus:"));
   const silent = wanted.filter((bus) => !now.includes(bus)).map((bus) => bus.slice(4));
@@ -167,7 +192,7 @@ function buses({ baseline, facts }: CheckOptions): Found {
     : bad(`bus ${silent.join(", ")} answered in the old slot and is silent now`);
 }
 
-function devices({ baseline, facts }: CheckOptions): Found {
+function devices({ baseline, facts }: Around): Found {
   const now = facts();
   const missing = DEVICES.flatMap((kind) => {
     const [before, found] = [countOf(baseline, kind), countOf(now, kind)];

@@ -9,11 +9,14 @@ import type { HistoryLine } from "./history.ts";
 import { type Found, lookOffline, withCard } from "./offline.ts";
 import { historyText, recordsText, statusText } from "./show.ts";
 import type { BootStatus } from "./status.ts";
+import { READ_MS } from "./target.ts";
 
 type Context = Parameters<CliVerb["run"]>[0];
 
 /** A card may take its time, and a trial is armed with several flushes. */
 const ANSWER_MS = 60_000;
+/** What is decided may need all of a slot read first. */
+const DECIDE_MS = READ_MS + ANSWER_MS;
 
 /** The verbs of `fruit boot`. */
 export const BOOT_VERBS: readonly CliVerb[] = [
@@ -180,7 +183,7 @@ async function decide(context: Context, verb: string, flags: readonly string[]):
   const args = Object.fromEntries(Object.keys(given).map((flag) => [flag.replace("-", "_"), true]));
   const answer = await context.send(verb, args, {
     ...(reason === undefined ? {} : { reason }),
-    timeoutMs: ANSWER_MS,
+    timeoutMs: DECIDE_MS,
   });
   const exit = exitOf(answer);
   if (context.json) printJson(context, verb, answer);

@@ -10,6 +10,7 @@ import { MOST_ROUNDS } from "./quarantine.ts";
 import type { BootOptions } from "./service.ts";
 import type { Kept, Slots } from "./slots.ts";
 import type { BootStatus } from "./status.ts";
+import { identified, refuseDamaged } from "./target.ts";
 
 const Flag = v.optional(v.boolean(), false);
 
@@ -113,15 +114,19 @@ async function tryOut(
   options: BootOptions,
   call: Call<{ no_reboot: boolean; force: boolean }>,
 ): Promise<Outcome> {
-  const { kept, record, current } = await here(slots);
+  const { kept, record: before, current } = await here(slots);
   const { args } = call;
   const slot = otherSlot(current);
-  if (current !== record.primary)
+  if (current !== before.primary)
     throw new Refusal(
       "on-trial",
-      `slot ${current} is on trial itself; 'fruit boot status' says how it stands`,
+      before.trial
+        ? `slot ${current} is on trial itself; 'fruit boot status' says how it stands`
+        : `this node starts from slot ${slot} next: reboot it first`,
     );
+  const record = await identified(kept.card, options.dataDir, slot, before, call.signal);
   refuseTry(slots, options, kept, record, slot, args.force);
+  if (!args.force) refuseShort(kept.baseline.missing(slots.seen()));
   const again = record.slots[slot].state === "trying";
   if (args.force) await kept.keeper.release(slot, record, by(call));
   if (!again) {
@@ -188,6 +193,15 @@ function refuseTry(
     );
 }
 
+/** What is missing here is not asked of the new release: it would pass, and might never have it. */
+function refuseShort(missing: readonly string[]): void {
+  if (missing.length === 0) return;
+  throw new Refusal(
+    "busy",
+    `this node has had ${missing.join(", ")} and has not now, so that no trial could show whether the new release has; wait for that, or --force --reason TEXT`,
+  );
+}
+
 async function confirm(slots: Slots, call: Call<{ force: boolean }>): Promise<Outcome> {
   const { kept, record, current } = await here(slots);
   const { trying } = slots;
@@ -222,7 +236,7 @@ function confirmNothing(record: BootRecord, current: SlotName): Outcome {
 
 async function rollBack(
   slots: Slots,
-  { isPowerBusy }: BootOptions,
+  { isPowerBusy, dataDir }: BootOptions,
   call: Call<{ no_reboot: boolean }>,
 ): Promise<Outcome> {
   const { kept, record, current } = await here(slots);
@@ -243,13 +257,18 @@ async function rollBack(
       "slot",
       `slot ${other} has version ${version}, and nothing below ${record.floor} comes back; install a newer release`,
     );
+  const isUnread =
+    record.slots[other].state === "good" &&
+    (await refuseDamaged(kept.card, dataDir, other, record, call.signal));
+  // Reading takes its time
+  if (isPowerBusy()) throw new Refusal("busy", "this node is switching power for others; wait for that");
   await kept.keeper.rollBack(record, current, by(call));
   slots.trying?.end("failed");
   await slots.look();
   if (!call.args.no_reboot) slots.reboot(`back to slot ${other}: ${call.reason}`);
   return {
     state: "done",
-    message: `back to slot ${other} (version ${version})${call.args.no_reboot ? " at the next start" : ": this node starts anew"}`,
+    message: `back to slot ${other} (version ${version})${isUnread ? ", which was not read through, since its hash is not known" : ""}${call.args.no_reboot ? " at the next start" : ": this node starts anew"}`,
     result: { slot: other, reboot_needed: call.args.no_reboot },
   };
 }

@@ -70,6 +70,9 @@ function other(status: BootStatus, slot: SlotName, history: readonly HistoryLine
       ];
     case "good":
       return [
+        ...(reason === "by-hand" && told?.by !== undefined
+          ? [`Somebody went back from version ${version}${when(told)}.${byWhom(told)}`]
+          : []),
         `Version ${version} in slot ${slot} is good too: 'fruit boot rollback --reason TEXT' goes back to it.`,
       ];
     case "empty":
@@ -90,7 +93,7 @@ const REASONS: Record<string, string> = {
   deadline: "its checks were not all good by the deadline",
   "agent-dead": "its agent was dead",
   panic: "its kernel panicked",
-  "never-came-up": "it was started and never came up",
+  "never-came-up": "it was started, and nothing was heard of it",
   "by-hand": "somebody wanted it so",
 };
 

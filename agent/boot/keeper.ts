@@ -33,6 +33,14 @@ export interface KeeperOptions {
   log: Log;
 }
 
+/** What the old slot knows of a trial that failed for want of what is around it. */
+export interface OldSlot {
+  /** Whether it has now what these checks, by this yardstick, did not find. */
+  has(checks: readonly string[], baseline: readonly string[]): Promise<boolean>;
+  /** It has run for so long that what it has now says nothing of that moment. */
+  isLate: boolean;
+}
+
 /** Longest wait for the data folder: what hangs there must not keep a node from giving up what is bad. */
 const PAPER_MS = 10_000;
 
@@ -149,7 +157,7 @@ export class Keeper {
   async settleFailed(
     record: BootRecord,
     { slot, cause, plan }: Extract<Verdict, { is: "failed" }>,
-    isBrokerReached: boolean,
+    old: OldSlot,
   ): Promise<boolean> {
     const { boot, tell } = this.#options;
     const { reason, evidence } = cause;
@@ -157,9 +165,10 @@ export class Keeper {
       record.slots[slot].reason === reason ? record : await boot.setState(slot, { to: "failed", reason });
     const facts = factsOf(known, slot);
     const trial = plan?.trial === undefined ? {} : { trial: plan.trial };
-    const isNew = await this.#tellFailed(known, slot, { reason, evidence }, plan?.trial);
+    await this.#tellFailed(known, slot, { reason, evidence }, plan?.trial);
     const runs = known.slots[known.primary].version;
-    if (await this.#writeOnce({ what: "rolled-back", ...facts, ...trial, cause: reason, evidence }))
+    const isNew = await this.#writeOnce({ what: "rolled-back", ...facts, ...trial, cause: reason, evidence });
+    if (isNew)
       tell("boot.rolled-back", {
         ...facts,
         ...trial,
@@ -167,7 +176,10 @@ export class Keeper {
         evidence,
         message: `back to version ${runs} in slot ${known.primary}: version ${facts.version} failed (${reason})`,
       });
-    const isOver = await this.#blame(known, slot, cause, { isNew, isBrokerReached });
+    const isRound = cause.blame === "round" || cause.blame === "suspect";
+    if (isNew && isRound)
+      await this.#options.quarantine.addRound(facts.hash).catch((error) => this.#unwritten(error));
+    const isOver = await this.#blame(known, slot, cause, { plan, old });
     if (isOver && plan) await this.#keep(undefined).catch((error) => this.#unwritten(error));
     return isOver;
   }
@@ -229,15 +241,18 @@ export class Keeper {
   async #blame(
     record: BootRecord,
     slot: SlotName,
-    { blame, reason, evidence }: Cause,
-    { isNew, isBrokerReached }: { isNew: boolean; isBrokerReached: boolean },
+    { blame, reason, evidence, lacks }: Cause,
+    { plan, old }: { plan: Plan | undefined; old: OldSlot },
   ): Promise<boolean> {
     const { quarantine, tell, clock } = this.#options;
     const facts = factsOf(record, slot);
-    if (blame === "round" && isNew)
-      await quarantine.addRound(facts.hash).catch((error) => this.#unwritten(error));
     if (blame === "none" || blame === "round") return true;
-    if (blame === "if-broker" && !isBrokerReached) return false;
+    if (blame === "suspect") {
+      if (plan?.trial === undefined || (lacks && old.isLate)) return true;
+      if (lacks && !(await old.has(lacks, plan.baseline))) return false;
+      const isAgain = await quarantine.suspect(facts.hash, plan.trial, lacks ?? [reason]);
+      if (!isAgain) return true;
+    }
     const at = clock().synced ? { at: new Date().toISOString() } : {};
     await quarantine.add(facts.hash, { version: facts.version, reason, evidence, ...at });
     if (await this.#writeOnce({ what: "quarantined", ...facts, cause: reason, evidence }))
@@ -254,7 +269,7 @@ export class Keeper {
     slot: SlotName,
     { reason, evidence }: { reason: Reason; evidence: string[] },
     trial: number | undefined,
-  ): Promise<boolean> {
+  ): Promise<void> {
     const facts = { ...factsOf(record, slot), ...(trial === undefined ? {} : { trial }) };
     const isNew = await this.#writeOnce({ what: "failed", ...facts, cause: reason, evidence });
     if (isNew)
@@ -264,7 +279,6 @@ export class Keeper {
         evidence,
         message: `version ${facts.version} in slot ${slot} failed: ${reason}${evidence[0] ? `: ${evidence[0]}` : ""}`,
       });
-    return isNew;
   }
 
   /** There is no deadline any more. */

@@ -12,3 +12,9 @@ export const BUILT_IN_CHECKS = [
   "devices",
   "services",
 ] as const;
+
+/** Those of them that ask for what is around a node: an outage fails them in any release. */
+export const SURROUNDINGS = ["data", "broker", "power", "stack", "clock", "devices"] as const;
+
+/** Kinds of devices that are counted. */
+export const DEVICES = ["gpio", "i2c", "serial"] as const;

@@ -16,6 +16,8 @@ const Document = v.object({
   hashes: v.record(v.string(), Entry),
   /** How often all tries of a content were spent and nothing showed that it was to blame. */
   rounds: v.record(v.string(), v.number()),
+  /** What the last trial of a content ended with that may have been something else's fault. */
+  suspects: v.optional(v.record(v.string(), v.object({ trial: v.number(), what: v.array(v.string()) })), {}),
 });
 /** Why a content is not tried again. */
 export type QuarantineEntry = v.InferOutput<typeof Entry>;
@@ -33,7 +35,7 @@ export class Quarantine {
 
   constructor(store: Store) {
     this.#store = store;
-    this.#document = store.load(NAME, Document, { hashes: {}, rounds: {} });
+    this.#document = store.load(NAME, Document, { hashes: {}, rounds: {}, suspects: {} });
   }
 
   get size(): number {
@@ -63,9 +65,22 @@ export class Quarantine {
     return rounds;
   }
 
+  /** A trial ended with what the release or its surroundings can have caused. True where another trial of it did so before. */
+  async suspect(hash: string, trial: number, what: readonly string[]): Promise<boolean> {
+    const { suspects } = this.#document;
+    const before = Object.hasOwn(suspects, hash) ? suspects[hash] : undefined;
+    if (before && before.trial !== trial && before.what.some((one) => what.includes(one))) return true;
+    if (before?.trial === trial) return false;
+    this.#document.suspects = newest({ ...suspects, [hash]: { trial, what: [...what] } });
+    await this.#store.save(NAME, this.#document);
+    return false;
+  }
+
   /** A person wants it tried again, or it has become good. */
   async lift(hash: string): Promise<void> {
-    if (!this.of(hash) && this.roundsOf(hash) === 0) return;
+    const { suspects } = this.#document;
+    if (!this.of(hash) && this.roundsOf(hash) === 0 && !Object.hasOwn(suspects, hash)) return;
+    delete suspects[hash];
     delete this.#document.hashes[hash];
     delete this.#document.rounds[hash];
     await this.#store.save(NAME, this.#document);

@@ -2,7 +2,7 @@ import type { BootRecord } from "../../boot/records.ts";
 import type { SwitchKind } from "../../boot/switch.ts";
 import type { Log } from "../log.ts";
 import type { RaiseAlarm } from "../messages.ts";
-import type { Keeper } from "./keeper.ts";
+import type { Keeper, OldSlot } from "./keeper.ts";
 import type { Verdict } from "./verdict.ts";
 
 /** What is known besides the verdict, and what can be done about it. */
@@ -12,7 +12,7 @@ export interface Situation {
   kind: SwitchKind;
   /** Nothing is started anew by itself. */
   isLoop: boolean;
-  isBrokerReached: boolean;
+  old: OldSlot;
   reboot(why: string): void;
   alarm: RaiseAlarm;
   log: Log;
@@ -31,7 +31,7 @@ export async function settle(verdict: Verdict, situation: Situation): Promise<Ve
       await keeper.fallenBack(record, verdict.slot, verdict.cause);
       return { is: "good" };
     case "failed": {
-      const isOver = await keeper.settleFailed(record, verdict, situation.isBrokerReached);
+      const isOver = await keeper.settleFailed(record, verdict, situation.old);
       return isOver ? { is: "good" } : verdict;
     }
     case "armed":

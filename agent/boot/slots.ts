@@ -8,9 +8,9 @@ import { Refusal } from "../commands.ts";
 import { Store } from "../store.ts";
 import { Baseline } from "./baseline.ts";
 import { type OpenCard, openWithin, timely } from "./card.ts";
-import { deviceFacts } from "./checks.ts";
+import { deviceFacts, hasAround } from "./checks.ts";
 import { History } from "./history.ts";
-import { Keeper, onPaper } from "./keeper.ts";
+import { Keeper, type OldSlot, onPaper } from "./keeper.ts";
 import { uptimeOf, wordOf } from "./kernel.ts";
 import { readMarks } from "./marks.ts";
 import { Quarantine } from "./quarantine.ts";
@@ -152,6 +152,7 @@ export class Slots {
       return false;
     }
     opened.defer(() => card.disk.close());
+    this.#tellLost();
     mkdirSync(this.#dir, { recursive: true, mode: 0o700 });
     const store = new Store(this.#dir, options.log);
     const opening = History.open(this.#dir, {
@@ -171,6 +172,14 @@ export class Slots {
     this.#closing = opened.move();
     this.#kept = { card: { ...card, boot }, keeper, history, quarantine, baseline };
     return true;
+  }
+
+  /** The initramfs leaves word when the data partition could not be used. */
+  #tellLost(): void {
+    const { hal, config, dataDir, alarm } = this.options;
+    if (!hal.machine.list(config.run_dir).includes("data-lost")) return;
+    const message = `the data partition cannot be used: ${dataDir} is in memory, and what is written there is lost at the next start`;
+    alarm("data-lost", { severity: "critical", message });
   }
 
   /** Finds out what this start is, and lives it. */
@@ -208,10 +217,20 @@ export class Slots {
     const { options } = this;
     this.#verdict = await settle(verdict, {
       ...{ keeper, record, kind: card.boot.kind, isLoop: this.#loops.starts !== undefined },
-      ...{ isBrokerReached: options.isBrokerReached(), alarm: options.alarm, log: options.log },
+      ...{ old: this.#old, alarm: options.alarm, log: options.log },
       reboot: (why) => this.reboot(why),
     });
     this.#record = await card.boot.read();
+  }
+
+  /** What this slot has, of what one on trial did not find. */
+  get #old(): OldSlot {
+    const { config, hal } = this.options;
+    const around = { config, machine: hal.machine, dir: this.#dir, facts: () => this.seen() };
+    return {
+      has: (checks, baseline) => hasAround(checks, { ...around, baseline }),
+      isLate: this.#nowMs() - this.#bootedMs >= config.deadline_seconds * 1000,
+    };
   }
 
   /** Runs the trial this start is. True once the slot is good. */
@@ -220,7 +239,7 @@ export class Slots {
     this.#trying = new Trying({
       ...{ options, slot, record, dir: this.#dir, kept: this.#needed },
       ...{ nowMs: this.#nowMs, startedMs: this.#startedMs, bootedMs: this.#bootedMs },
-      facts: () => this.#seen(),
+      facts: () => this.seen(),
       changed: () => void this.#say(record).catch(() => undefined),
       trouble: (error) => this.#trouble(error),
     });
@@ -240,7 +259,7 @@ export class Slots {
   }
 
   /** What works now, as facts. */
-  #seen(): string[] {
+  seen(): string[] {
     const { options } = this;
     return [
       ...(options.isBrokerReached() ? ["broker"] : []),
@@ -260,11 +279,15 @@ export class Slots {
       try {
         await this.look();
         const verdict = this.#verdict;
-        if (verdict?.is === "failed" && this.#record && options.isBrokerReached())
-          await this.#settle(verdict, this.#record);
+        if (verdict?.is === "failed" && this.#record) {
+          // What has been installed there since is another matter
+          const isStill = this.#record.slots[verdict.slot].state === "failed";
+          if (isStill) await this.#settle(verdict, this.#record);
+          else this.#verdict = { is: "good" };
+        }
         if (card.boot.current !== undefined && card.boot.current === this.#record?.primary) {
-          baseline.observe(this.#seen());
-          await baseline.save(options.hal.machine.bootId, version());
+          baseline.observe(this.seen(), version());
+          await baseline.save(options.hal.machine.bootId);
         }
         await this.#loops.recover(this.#nowMs() - this.#startedMs);
         options.alarm("boot-card", null);

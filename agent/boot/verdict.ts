@@ -2,6 +2,7 @@
 import { otherSlot, type SlotName } from "../../boot/layout.ts";
 import type { BootRecord, Reason } from "../../boot/records.ts";
 import type { Mark } from "./marks.ts";
+import { BUILT_IN_CHECKS, SURROUNDINGS } from "./names.ts";
 import { isOf, type Plan } from "./plan.ts";
 
 /** All that is known when the agent starts. */
@@ -15,15 +16,15 @@ export interface Facts {
 
 /**
  * What a failure says of the content. `quarantine`: it is to blame. `round`: its tries are spent, and nothing shows why.
- * `if-broker`: to blame if the old slot reaches the broker that it did not reach. `none`: it is not to blame.
+ * `suspect`: an outage or power cuts look the same, so it is to blame when a second trial ends so. `none`: it is not to blame.
  */
-export type Blame = "quarantine" | "round" | "if-broker" | "none";
+export type Blame = "quarantine" | "round" | "suspect" | "none";
 
 /** What this start is. */
 export type Verdict =
   | { is: "good" }
   | { is: "on-trial"; slot: SlotName }
-  /** A slot that has failed runs: only another start is left. */
+  /** A slot that has failed, or that a person has left, runs: only another start is left. */
   | { is: "doomed"; slot: SlotName }
   /** The other slot waits to be tried. */
   | { is: "armed"; slot: SlotName; isOverdue: boolean }
@@ -38,6 +39,8 @@ export interface Cause {
   reason: Reason;
   blame: Blame;
   evidence: string[];
+  /** Checks of a suspect that said no: it is one only if the old slot has what they ask for. */
+  lacks?: string[];
 }
 
 /** Judges a start. */
@@ -46,7 +49,9 @@ export function judge(facts: Facts): Verdict {
   const { primary, trial, slots, confirmed } = record;
   if (current !== primary) {
     if (trial && slots[current].state === "trying") return { is: "on-trial", slot: current };
-    return slots[current].state === "good" ? { is: "good" } : { is: "doomed", slot: current };
+    // A slot that a person has left stays good, and is not the one to run
+    const isLeft = slots[current].reason === "by-hand";
+    return slots[current].state === "good" && !isLeft ? { is: "good" } : { is: "doomed", slot: current };
   }
   if (plan?.slot === current && isOf(plan, record) && confirmed === plan.trial)
     return { is: "confirmed", slot: current, plan };
@@ -77,16 +82,15 @@ export function causeOf(reason: Reason, plan: Plan | undefined, all: readonly Ma
     case "check-failed":
     case "fatal-check":
     case "deadline":
-    case "agent-dead": {
-      const { checks = [], evidence = [] } = plan?.failed ?? {};
-      const isBroker = checks.length > 0 && checks.every((name) => name === "broker");
-      // A trial of which nothing was kept is not held against the release for good
-      const blame = isBroker ? "if-broker" : plan ? "quarantine" : "round";
-      return { reason, blame, evidence: [...evidence, ...seen] };
-    }
+    case "agent-dead":
+      return givenUp(reason, plan, marks);
     case "panic":
     case "never-came-up":
-      return { reason, blame: "quarantine", evidence: seen.length > 0 ? seen : [nothingSeen(plan)] };
+      return {
+        reason,
+        blame: reason === "panic" ? "quarantine" : "suspect",
+        evidence: seen.length > 0 ? seen : [nothingSeen(plan)],
+      };
     case "files-damaged":
       return {
         reason,
@@ -98,20 +102,40 @@ export function causeOf(reason: Reason, plan: Plan | undefined, all: readonly Ma
   }
 }
 
+/** The slot on trial, or the feeder, has given it up. */
+function givenUp(reason: Reason, plan: Plan | undefined, marks: readonly Mark[]): Cause {
+  const { checks = [], evidence: said = [] } = plan?.failed ?? {};
+  const evidence = [...said, ...marks.map(inWords)];
+  const lacks = reason === "fatal-check" ? [] : surroundingsIn(checks);
+  if (lacks.length > 0) return { reason, blame: "suspect", lacks, evidence };
+  // A trial of which nothing was kept is not held against the release for good
+  const isKept = plan?.failed !== undefined || marks.some(({ what }) => what === reason);
+  return { reason, blame: isKept ? "quarantine" : "round", evidence };
+}
+
 /** All tries were started: what is the worst that was seen of them? */
 function spent(plan: Plan | undefined, marks: readonly Mark[]): { reason: Reason; blame: Blame } {
   const has = (what: Mark["what"]) => marks.some((mark) => mark.what === what);
   for (const what of ["panic", "agent-dead", "deadline"] as const)
     if (has(what)) return { reason: what, blame: "quarantine" };
   // Without the trial's own record nobody knows whether marks could be written.
-  if (plan?.trial !== undefined && marks.length === 0)
-    return { reason: "never-came-up", blame: "quarantine" };
+  if (plan?.trial !== undefined && marks.length === 0) return { reason: "never-came-up", blame: "suspect" };
   return { reason: "tries-spent", blame: "round" };
+}
+
+/** The checks that said no, where an outage around the node can have made all of them do so. */
+function surroundingsIn(checks: readonly string[]): string[] {
+  const isNetwork = checks.includes("broker") || checks.includes("clock");
+  // A site's own check may need the network as well
+  const isOutside = (name: string) =>
+    SURROUNDINGS.some((known) => known === name) ||
+    (isNetwork && !BUILT_IN_CHECKS.some((known) => known === name));
+  return checks.every(isOutside) ? [...checks] : [];
 }
 
 function nothingSeen(plan: Plan | undefined): string {
   return plan
-    ? `none of its ${plan.tries} starts reached the initramfs`
+    ? `none of its ${plan.tries} starts left a mark: it may not have reached the initramfs, or the power went before`
     : "the trial's own record is missing, so nothing is known of its starts";
 }
 

@@ -1,15 +1,16 @@
 /**
- * The two small systems that run from memory: the one that mounts a slot, and the rescue.
+ * The small system that runs from memory: it mounts a slot, or it is the rescue. Each slot has one, and the boot partition has one
+ * for when U-Boot finds no slot to start. All of them are the same, since a slot that does not mount needs the rescue too.
  *
- * What is in them stands in `image/rootfs/`:
- * - `initramfs/**`: files of both, as they are (`init`);
- * - `rescue/**`: laid over them for the rescue;
+ * What is in it stands in `image/rootfs/`:
+ * - `initramfs/**`: files of both, as they are (`init`); `rescue/**`: the rescue's;
  * - `modules`: kernel modules of both, in the order they are loaded in, one a line, parameters behind the name, `?` behind the name of
- *   one that a kernel may lack; `rescue.modules`: further ones of the rescue. What the kernel has goes into `/etc/modules`;
+ *   one that a kernel may lack; `rescue.modules`: further ones that only the rescue loads. What the kernel has goes into
+ *   `/etc/modules` and `/etc/rescue.modules`;
  * - `programs`: further programs taken from the root, by path, with the libraries they name (one a line), `?` behind one that the
  *   root may lack; `rescue.programs`: further ones of the rescue.
  *
- * BusyBox is always in them, from the root's `/bin/busybox.static` or `/bin/busybox`.
+ * BusyBox is always in it, from the root's `/bin/busybox.static` or `/bin/busybox`.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -19,39 +20,29 @@ import { addModules, type Kernel } from "./kernel.ts";
 import { BuildError } from "./tools.ts";
 import { bytesOf, directory, file, type Node, symlink, Tree } from "./tree.ts";
 
-/** Makes both of what a root has. */
+/** Makes the slot's and the boot partition's of what a root has. */
 export function makeInitramfs(
   root: Tree,
   kernel: Kernel,
   rootfs: string,
 ): { initramfs: Uint8Array; rescue: Uint8Array } {
-  const list = (name: string) => lines(join(rootfs, name));
-  const make = (folders: readonly string[], modules: readonly string[], programs: readonly string[]) => {
-    const tree = skeleton(root);
-    for (const program of programs)
-      if (!program.endsWith("?")) addProgram(tree, root, program);
-      else if (root.content(program.slice(0, -1))) addProgram(tree, root, program.slice(0, -1));
-    const names = modules.map((line) => line.split(/\s+/)[0] ?? "");
-    const found = addModules(tree, root, kernel, names);
-    const loaded = modules
-      .filter((_, index) => found.has(names[index] ?? ""))
-      .map((line) => line.replace("?", ""));
-    tree.put("etc/modules", file(loaded.map((line) => `${line}\n`).join("")));
-    for (const folder of folders) if (existsSync(join(rootfs, folder))) tree.overlay(join(rootfs, folder));
-    if (!tree.at("init"))
-      throw new BuildError(`${join(rootfs, "initramfs/init")} is missing: nothing would run`);
-    return initramfsOf(tree);
-  };
-  const modules = list("modules");
-  const programs = list("programs");
-  return {
-    initramfs: make(["initramfs"], modules, programs),
-    rescue: make(
-      ["initramfs", "rescue"],
-      [...modules, ...list("rescue.modules")],
-      [...programs, ...list("rescue.programs")],
-    ),
-  };
+  const list = (...names: string[]) => names.flatMap((name) => lines(join(rootfs, name)));
+  const tree = skeleton(root);
+  for (const program of list("programs", "rescue.programs"))
+    if (!program.endsWith("?")) addProgram(tree, root, program);
+    else if (root.content(program.slice(0, -1))) addProgram(tree, root, program.slice(0, -1));
+  const nameOf = (line: string) => line.split(/\s+/)[0] ?? "";
+  const found = addModules(tree, root, kernel, list("modules", "rescue.modules").map(nameOf));
+  for (const name of ["modules", "rescue.modules"]) {
+    const loaded = list(name).filter((line) => found.has(nameOf(line)));
+    tree.put(`etc/${name}`, file(loaded.map((line) => `${line.replace("?", "")}\n`).join("")));
+  }
+  for (const folder of ["initramfs", "rescue"])
+    if (existsSync(join(rootfs, folder))) tree.overlay(join(rootfs, folder));
+  if (!tree.at("init"))
+    throw new BuildError(`${join(rootfs, "initramfs/init")} is missing: nothing would run`);
+  const initramfs = initramfsOf(tree);
+  return { initramfs, rescue: initramfs };
 }
 
 function lines(path: string): string[] {

@@ -17,6 +17,12 @@ interface Model {
   chip?: string;
   /** Whether the PL011 belongs to Bluetooth unless an overlay gives it back. */
   hasBluetooth: boolean;
+  /**
+   * Whether the console is on GPIO 14 and 15, where an open line can be held high; U-Boot wants it to be on (its
+   * arch/arm/mach-bcm283x/Kconfig). Otherwise it is on a connector of its own and off: an open line there has stopped U-Boot (openSUSE
+   * bug 1251192).
+   */
+  hasHeaderConsole: boolean;
   boards: readonly string[];
 }
 
@@ -25,18 +31,21 @@ const MODELS: readonly Model[] = [
     filter: "pi2",
     uboot: ["rpi_arm64", "rpi_3"],
     hasBluetooth: false,
+    hasHeaderConsole: true,
     boards: ["raspberrypi,2-model-b-rev2"],
   },
   {
     filter: "pi02",
     uboot: ["rpi_arm64", "rpi_3"],
     hasBluetooth: true,
+    hasHeaderConsole: true,
     boards: ["raspberrypi,model-zero-2-w"],
   },
   {
     filter: "pi3",
     uboot: ["rpi_3", "rpi_arm64"],
     hasBluetooth: true,
+    hasHeaderConsole: true,
     boards: [
       "raspberrypi,3-model-b",
       "raspberrypi,3-model-b-plus",
@@ -49,6 +58,7 @@ const MODELS: readonly Model[] = [
     filter: "pi4",
     uboot: ["rpi_4", "rpi_arm64"],
     hasBluetooth: true,
+    hasHeaderConsole: true,
     boards: ["raspberrypi,4-model-b", "raspberrypi,400", "raspberrypi,4-compute-module"],
   },
   {
@@ -56,6 +66,7 @@ const MODELS: readonly Model[] = [
     uboot: ["rpi_arm64"],
     chip: "bcm2712",
     hasBluetooth: false,
+    hasHeaderConsole: false,
     boards: ["raspberrypi,5-model-b", "raspberrypi,5-compute-module"],
   },
 ];
@@ -112,13 +123,15 @@ export function configTxt(starters: Starters, overlays: ReadonlySet<string>, isU
     [
       `[${model.filter}]`,
       `kernel=${ubootName(uboot)}`,
+      ...(model.hasHeaderConsole
+        ? ["enable_uart=1", "# An open line is quiet: any byte stops U-Boot", "gpio=15=pu"]
+        : ["# Nothing holds an open line quiet, and any byte stops U-Boot", "enable_uart=0"]),
       ...(model.hasBluetooth && hasOverlay ? ["# The good UART is the console's"] : []),
       ...(model.hasBluetooth && hasOverlay ? ["dtoverlay=disable-bt"] : []),
     ].join("\n"),
   );
   return `# Made by 'bun run image' and never changed by an update. What you want otherwise goes into usercfg.txt.
 arm_64bit=1
-enable_uart=1
 disable_splash=1
 dtparam=i2c_arm=on
 dtparam=watchdog=on

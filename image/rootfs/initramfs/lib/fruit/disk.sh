@@ -23,10 +23,27 @@ await() {
   done
 }
 
+# Loads the kernel modules of a list, one a line with its parameters: `load /etc/modules`
+load() {
+  while read -r module; do
+    # shellcheck disable=SC2086 # with its parameters
+    [ -z "$module" ] || modprobe -q $module
+  done <"$1"
+}
+
+# Does something, and goes on after 10 s whether it is done or not: for what a card that hangs must not hold up.
+briefly() {
+  "$@" &
+  for _ in 1 2 3 4 5 6 7 8 9 10; do
+    kill -0 $! 2>/dev/null || return 0
+    sleep 1
+  done
+}
+
 # Starts the node again, by every way there is.
 restart() {
-  sync
-  reboot -f
+  briefly sync
+  reboot -n -f
   echo 1 >/proc/sys/kernel/sysrq
   echo b >/proc/sysrq-trigger
 }
