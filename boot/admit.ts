@@ -29,12 +29,14 @@ export interface Target {
   now: number | undefined;
   /** The latest time that is certainly past, Unix seconds. */
   atLeast: number;
+  /** Why the switch could not start a slot with this content. */
+  refuses?: ((content: SlotContent) => string | undefined) | undefined;
 }
 
 /** Throws `SlotRefusal` or `ReleaseError` with the reason and the way out, unless the release may be installed there now. */
 export function admit(
   release: Release,
-  { slot, current, record, device, compatible, now, atLeast }: Target,
+  { slot, current, record, device, compatible, now, atLeast, refuses }: Target,
 ): void {
   if (slot === current)
     throw new SlotRefusal(
@@ -51,6 +53,8 @@ export function admit(
     throw new SlotRefusal(
       `it needs ${onDisk(size)} bytes; ${device.name} has ${device.bytes}, ${onDisk(size) - device.bytes} too few`,
     );
+  const why = refuses?.(contentOf(release, compatible));
+  if (why !== undefined) throw new SlotRefusal(`slot ${slot} could never start it: ${why}`);
 }
 
 /** What the record says of a slot that holds this release on such a node. */

@@ -5,7 +5,8 @@
  * Invariants
  * - The valid record with the highest sequence number counts; among equals the one in the lowest place.
  * - A change is one sector in a place that is not valid or, where all are, the oldest: it is flushed and read back past the cache.
- *   The place of the record that counts is never written.
+ *   The place of the record that counts is never written, and one that cannot be read only where no other takes the record.
+ * - One change at a time on a disk, whoever makes it: from its first read to its last.
  * - The offsets below never change, whatever the format: an agent reads older and newer ones and keeps the bytes it does not
  *   know. It writes only formats it knows.
  *
@@ -114,6 +115,8 @@ export interface Copy {
   /** Absent where the bytes are no record, and `why` says so. */
   record?: BootRecord;
   why?: string;
+  /** It could not be read: what it holds, even the newest record, nobody knows. */
+  isUnread?: boolean;
 }
 
 /** The four places as they are, and the one that counts. */
@@ -184,17 +187,22 @@ export function encodeRecord(record: BootRecord, over?: Uint8Array): Uint8Array 
   return bytes;
 }
 
-/** Reads the four places; one that cannot be read counts as none. `past` reads the medium itself. */
+/**
+ * Reads the four places, one that fails once more; what still cannot be read is `isUnread`, which is another thing than to hold
+ * no record. `past` reads the medium itself.
+ */
 export async function readRecords(disk: BlockDevice, past: "cache" | "medium" = "medium"): Promise<Copies> {
   const all: Copy[] = [];
   for (const [place, offset] of RECORD_OFFSETS.entries()) {
-    const read = past === "medium" ? disk.readMedium(offset, READ_BYTES) : disk.read(offset, SECTOR);
-    const got = await read.then(
-      (sector) => sector.subarray(0, SECTOR),
-      (error: Error) => error.message,
-    );
+    const read = () => (past === "medium" ? disk.readMedium(offset, READ_BYTES) : disk.read(offset, SECTOR));
+    const got = await read()
+      .catch(read)
+      .then(
+        (sector) => sector.subarray(0, SECTOR),
+        (error: Error) => error.message,
+      );
     if (typeof got === "string") {
-      all.push({ place, offset, bytes: new Uint8Array(SECTOR), why: got });
+      all.push({ place, offset, bytes: new Uint8Array(SECTOR), why: got, isUnread: true });
       continue;
     }
     const decoded = decodeRecord(got);
@@ -220,22 +228,32 @@ export function newestOf(all: readonly Copy[]): (Copy & { record: BootRecord }) 
 }
 
 /**
- * The places the next record may go to, best first: those that hold none, then the oldest. The newest is never among them, so
- * that nothing that happens to a write takes the record that counts.
+ * The places the next record may go to, best first: those that hold none, then the oldest, then those that cannot be read. The
+ * newest is never among them, so that nothing that happens to a write takes the record that counts.
  */
 export function placesForNext(all: readonly Copy[]): Copy[] {
   const newest = newestOf(all);
-  return all
-    .filter(({ place }) => place !== newest?.place)
-    .sort((one, other) => (one.record?.sequence ?? -1) - (other.record?.sequence ?? -1));
+  return all.filter(({ place }) => place !== newest?.place).sort((one, other) => ageOf(one) - ageOf(other));
 }
 
+const ageOf = ({ record, isUnread }: Copy) =>
+  isUnread ? Number.POSITIVE_INFINITY : (record?.sequence ?? -1);
+
 /**
- * Writes the record that `change` makes of the newest one, in one sector, flushed and read back. A place that does not take it
- * is passed over for the next. Throws `RecordError` where no record is valid, where the newest is of a newer format or has the
- * last sequence number there is, and where no place holds what was written.
+ * Writes the record that `change` makes of the newest one, in one sector, flushed and read back, while nobody else changes it. A
+ * place that does not take it is passed over for the next. Throws `RecordError` where no record is valid, where the newest is of
+ * a newer format or has the last sequence number there is, where no place holds what was written or another counts all the same,
+ * and for an install that would begin while a place cannot be read; what `exclusively` throws.
  */
-export async function changeRecord(
+export function changeRecord(
+  disk: BlockDevice,
+  change: (record: BootRecord) => BootRecord,
+): Promise<BootRecord> {
+  const work = () => changeAlone(disk, change);
+  return disk.exclusively ? disk.exclusively(work) : work();
+}
+
+async function changeAlone(
   disk: BlockDevice,
   change: (record: BootRecord) => BootRecord,
 ): Promise<BootRecord> {
@@ -248,8 +266,14 @@ export async function changeRecord(
       `${disk.name}: the newest record has format ${record.format}, this agent writes ${FORMAT}; it is left as it is`,
     );
   const changed = { ...change(record), format: FORMAT };
+  const unread = all.find(({ isUnread }) => isUnread);
+  if (unread && SLOTS.some((slot) => begins(record.slots[slot], changed.slots[slot])))
+    throw new RecordError(
+      `${disk.name}: no install begins while the record at byte ${unread.offset} cannot be read, since it may be the newest (${unread.why}); start this node anew, and where it stays so replace the card`,
+    );
   const problems: string[] = [];
-  let { sequence } = record;
+  // What cannot be read may have the next number: this one shall count above it
+  let sequence = record.sequence + (unread ? 1 : 0);
   for (const { offset } of placesForNext(all)) {
     // Each attempt has its own number: one that the medium took after all never stands beside another of the same
     if (++sequence > LAST_SEQUENCE)
@@ -258,10 +282,24 @@ export async function changeRecord(
       );
     const next = { ...changed, sequence };
     const problem = await writeRecord(disk, offset, encodeRecord(next, bytes));
-    if (problem === undefined) return next;
+    if (problem === undefined) return await expectNewest(disk, offset, next);
     problems.push(problem);
   }
   throw new RecordError(`${disk.name}: no place takes the record: ${problems.join("; ")}`);
+}
+
+/** Whether a slot begins to be written by a change. */
+const begins = (before: SlotRecord, after: SlotRecord) =>
+  after.state === "writing" && (before.state !== "writing" || before.hash !== after.hash);
+
+/** What was written, if it is what counts now: somebody who knows of no lock may have written too. */
+async function expectNewest(disk: BlockDevice, offset: number, next: BootRecord): Promise<BootRecord> {
+  const { newest } = await readRecords(disk);
+  if (newest?.offset === offset && newest.record.sequence === next.sequence) return next;
+  const found = newest ? `${newest.record.sequence} at byte ${newest.offset}` : "none";
+  throw new RecordError(
+    `${disk.name}: record ${next.sequence} was written at byte ${offset}, but ${found} counts: another program writes records there too`,
+  );
 }
 
 /** One sector on the medium; or why it is not there. */

@@ -21,6 +21,8 @@ export interface BootSwitch {
   records(): Promise<Copies>;
   /** The record that counts. Throws `RecordError` where none does. */
   read(): Promise<BootRecord>;
+  /** Why it could not start a slot that holds this, with the numbers; undefined where it could. Reads nothing. */
+  refuses?(content: SlotContent): string | undefined;
   /** Changes what a slot is. */
   setState(slot: SlotName, change: SlotChange): Promise<BootRecord>;
   /**

@@ -26,6 +26,8 @@ export class WriterError extends Error {
 
 /** Bytes between two flushes: a card that writes 10 MB/s makes others wait about two seconds. */
 const CHECKPOINT_BYTES = 16 * 1024 * 1024;
+/** How often all of it is read back, while every time something had to be written once more. */
+const READ_BACKS = 3;
 /** Leaves between two reports. */
 const REPORT_LEAVES = 64;
 
@@ -59,7 +61,8 @@ export class SlotWriter {
   static async open(install: Install): Promise<SlotWriter> {
     const { boot, slot, device, release, progress, compatible, now, atLeast = 0 } = install;
     const record = await boot.read();
-    admit(release, { slot, current: boot.current, record, device, compatible, now, atLeast });
+    const refuses = boot.refuses?.bind(boot);
+    admit(release, { slot, current: boot.current, record, device, compatible, now, atLeast, refuses });
     const writer = new SlotWriter(install);
     const { state, hash: held } = record.slots[slot];
     const isOpen = state === "writing" && held === hashPrefix(release.piecesRoot);
@@ -68,6 +71,7 @@ export class SlotWriter {
     if (!isOpen) await boot.setState(slot, { to: "writing", hash: hashPrefix(release.piecesRoot) });
     if (!goesOn) await writer.#save();
     failpoint("writer.begun");
+    await writer.#expectOurs();
     await writer.#destroyFirst();
     if (goesOn) await writer.#recall(before.done);
     writer.#report("writing", writer.#takenBytes());
@@ -147,8 +151,10 @@ export class SlotWriter {
     await this.#runs.drain();
     await this.#checkpoint();
     await this.#readBack(again);
+    await this.#expectBlank();
     failpoint("writer.before-first-leaf");
     signal.throwIfAborted();
+    await this.#expectOurs();
     await this.#writeLeaf(0, first);
     await device.flush();
     if (!(await this.#isHeld(0))) {
@@ -165,19 +171,30 @@ export class SlotWriter {
     return record;
   }
 
-  /** Every leaf but the first, on the medium itself. */
+  /** Every leaf but the first, on the medium itself; all of them again after a repair, which may have cost another. */
   async #readBack(again: ((leaf: number) => Promise<Uint8Array>) | undefined): Promise<void> {
+    for (let pass = 1; ; pass++) {
+      const bad = await this.#findBad();
+      const [worst] = bad;
+      if (worst === undefined) return;
+      await this.#save();
+      if (again === undefined || pass === READ_BACKS) {
+        for (const leaf of bad) this.#taken.delete(leaf);
+        throw this.#unheld(worst, bad.length);
+      }
+      await this.#repair(bad, again);
+    }
+  }
+
+  async #findBad(): Promise<number[]> {
     const bad: number[] = [];
     for await (const { leaf, isRight } of this.#judged(() => true, "reading-back"))
       if (!isRight) bad.push(leaf);
     for (const leaf of bad) this.#written.delete(leaf);
-    const [worst] = bad;
-    if (worst === undefined) return;
-    await this.#save();
-    if (again === undefined) {
-      for (const leaf of bad) this.#taken.delete(leaf);
-      throw this.#unheld(worst, bad.length);
-    }
+    return bad;
+  }
+
+  async #repair(bad: readonly number[], again: (leaf: number) => Promise<Uint8Array>): Promise<void> {
     for (const leaf of bad) {
       const bytes = await again(leaf);
       await this.#judge.check(leaf, bytes);
@@ -188,6 +205,27 @@ export class SlotWriter {
       if (!(await this.#isHeld(leaf))) throw this.#unheld(leaf);
       this.#written.add(leaf);
     }
+  }
+
+  /** No leaf has landed where the first one goes, as on a card that is smaller than it says. */
+  async #expectBlank(): Promise<void> {
+    const { device } = this.#install;
+    const held = await device.readMedium(0, onDisk(this.#judge.lengthOf(0)));
+    if (held.every((byte) => byte === 0) || (await this.#isHeld(0))) return;
+    throw new WriterError(
+      `${device.name}: byte 0 was written with what belongs elsewhere: the card is smaller than it says; replace it`,
+    );
+  }
+
+  /** Others may have changed the record, whatever holds the slot. */
+  async #expectOurs(): Promise<void> {
+    const { boot, slot, release } = this.#install;
+    const { primary, slots } = await boot.read();
+    const { state, hash } = slots[slot];
+    const own = hashPrefix(release.piecesRoot);
+    if (slot !== primary && state === "writing" && hash === own) return;
+    const found = slot === primary ? "the one this node starts from" : `${state} with ${hash}`;
+    throw new WriterError(`slot ${slot} is ${found} now, no longer being written with ${own}; install again`);
   }
 
   /** Writes a leaf whole, filled up with zeros to the end of its block. */
@@ -248,6 +286,7 @@ export class SlotWriter {
 
   /** All that the kernel has is on the medium, and is remembered. */
   async #checkpoint(): Promise<void> {
+    await this.#expectOurs();
     await this.#runs.settle();
     await this.#install.device.flush();
     await this.#save();

@@ -5,9 +5,22 @@
  * - What may block does so on the thread pool: a card that hangs for a minute hangs nothing else.
  * - A disk and its partitions are cached apart: what was written through one of them is seen through another by `readMedium`.
  */
-import { close, constants, fdatasync, fstat, open, read, readFileSync, type Stats, write } from "node:fs";
+import {
+  close,
+  constants,
+  fdatasync,
+  fstat,
+  open,
+  read,
+  readFileSync,
+  readlinkSync,
+  type Stats,
+  write,
+} from "node:fs";
+import { dirname } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
-import { forget, holdAlone, isPageAligned, PAGE, pageAligned } from "./native/disk.ts";
+import { forget, holdAlone, isPageAligned, PAGE, pageAligned, tryLock } from "./native/disk.ts";
 import { isBun } from "./native/runtime.ts";
 import { type BlockDevice, HalError, type HalErrorCode } from "./ports.ts";
 
@@ -30,12 +43,17 @@ export async function openDisk(path: string, how: "read" | "write" | "exclusive"
       throw new HalError("absent", `${path} is neither a disk nor a file`);
     // Of a file that exists, O_EXCL says nothing: open(2)
     if (how === "exclusive" && stats.isFile() && isBun) holdAlone(file, path);
-    return new LinuxDisk(path, stats.isFile() ? stats.size : sizeOf(path, stats, how), file);
+    return new LinuxDisk(path, stats.isFile() ? stats.size : sizeOf(path, stats, how), file, stats.isFile());
   } catch (cause) {
     await files.close(file);
     throw cause instanceof HalError ? cause : unopened(path, cause);
   }
 }
+
+/** Longest wait for those who change the same disk: one change takes milliseconds, on a card that tidies up seconds. */
+const LOCK_MS = 10_000;
+/** flock(2) that waits would hold up a thread. */
+const LOCK_POLL_MS = 20;
 
 const CODES: Record<string, HalErrorCode> = {
   ENOENT: "absent",
@@ -80,14 +98,16 @@ class LinuxDisk implements BlockDevice {
   readonly name: string;
   readonly bytes: number;
   readonly #file: number;
+  readonly #isFile: boolean;
   /** The same disk, opened past the cache. */
   #direct: number | undefined;
   #pastCache: BlockDevice["pastCache"];
 
-  constructor(name: string, bytes: number, file: number) {
+  constructor(name: string, bytes: number, file: number, isFile: boolean) {
     this.name = name;
     this.bytes = bytes;
     this.#file = file;
+    this.#isFile = isFile;
   }
 
   get pastCache() {
@@ -129,6 +149,30 @@ class LinuxDisk implements BlockDevice {
     await files.fdatasync(this.#file).catch((cause) => {
       throw new HalError("io", `${this.name}: flush: ${reason(cause)}`, { cause });
     });
+  }
+
+  async exclusively<T>(work: () => Promise<T>, limitMs = LOCK_MS): Promise<T> {
+    if (!isBun) return work();
+    const own = `/proc/self/fd/${this.#file}`;
+    // A file's own lock belongs to whoever opened it exclusively, which may be for as long as an install takes
+    const path = this.#isFile ? dirname(readlinkSync(own)) : own;
+    const lock = await files
+      .open(path, constants.O_RDONLY)
+      .catch((cause) => Promise.reject(unopened(this.#isFile ? path : this.name, cause)));
+    try {
+      const endMs = performance.now() + limitMs;
+      while (!tryLock(lock, this.name)) {
+        if (performance.now() > endMs)
+          throw new HalError(
+            "busy",
+            `${this.name}: another program has been changing it for ${limitMs / 1000} s`,
+          );
+        await sleep(LOCK_POLL_MS);
+      }
+      return await work();
+    } finally {
+      await files.close(lock);
+    }
   }
 
   async close(): Promise<void> {

@@ -263,6 +263,11 @@ export interface BlockDevice {
   write(offset: number, bytes: Uint8Array): Promise<void>;
   /** Everything written before is on the medium. */
   flush(): Promise<void>;
+  /**
+   * Does the work while nobody else does such work on this disk, in this program or another. Waits at most `limitMs` (10 s), then
+   * throws `busy`. Work within work waits for itself.
+   */
+  exclusively?<T>(work: () => Promise<T>, limitMs?: number): Promise<T>;
   close(): Promise<void>;
 }
 

@@ -1,8 +1,9 @@
 import { expect, test } from "bun:test";
-import { SlotRefusal } from "../boot/slots.ts";
+import { type SlotContent, SlotRefusal } from "../boot/slots.ts";
+import { LOADS, UBootSwitch } from "../boot/uboot/switch.ts";
 import { ReleaseError } from "../boot/updatefile.ts";
 import { SlotWriter } from "../boot/writer.ts";
-import { MemorySwitch, NOW, node, payload, slotRecord } from "./slot.ts";
+import { MemoryDisk, MemorySwitch, NOW, node, payload, slotRecord } from "./slot.ts";
 
 const MiB = 1024 * 1024;
 
@@ -39,6 +40,29 @@ test.each([
   expect(disk.journal).toEqual([]);
   expect(boot.record).toEqual(before);
   expect(progress.saves).toBe(0);
+});
+
+test("what U-Boot could not load is refused before anything is touched", async () => {
+  const source = payload(MiB, {
+    release: {
+      boot: {
+        kernel: { offset: 4096, bytes: LOADS.kernel + 1, crc32: 1 },
+        initramfs: { offset: 4096, bytes: 4096, crc32: 2 },
+        deviceTrees: {},
+      },
+    },
+  });
+  const boot = new MemorySwitch();
+  const before = structuredClone(boot.record);
+  const uboot = new UBootSwitch({ disk: new MemoryDisk(MiB), current: "a" });
+  const loading = Object.assign(boot, { refuses: (content: SlotContent) => uboot.refuses(content) });
+  const { disk, install } = node(source, { boot: loading });
+  await expect(SlotWriter.open(install)).rejects.toThrow(
+    new SlotRefusal(
+      `slot b could never start it: its kernel has ${LOADS.kernel + 1} bytes, U-Boot is made to load ${LOADS.kernel} at most`,
+    ),
+  );
+  expect([disk.journal, boot.record]).toEqual([[], before]);
 });
 
 test("hashes of another payload are refused", async () => {

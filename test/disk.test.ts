@@ -102,6 +102,44 @@ test("a file is opened exclusively once, and by others all the same", async () =
   await (await openDisk(file, "exclusive")).close();
 });
 
+test("work on a disk is done alone, a limited time is waited for it, and other disks know nothing of it", async () => {
+  using folder = scratch();
+  using other = scratch();
+  const file = sparse(join(folder.path, "disk"), MiB);
+  const disks = await Promise.all(
+    [file, file, sparse(join(other.path, "disk"), MiB)].map(async (path) => openDisk(path, "read")),
+  );
+  const [first, second, third] = disks;
+  const seen: string[] = [];
+  await first?.exclusively?.(async () => {
+    const error = await failure(
+      second?.exclusively?.(async () => seen.push("second"), 50) ?? Promise.resolve(),
+    );
+    expect([error.code, error.message]).toEqual([
+      "busy",
+      `${file}: another program has been changing it for 0.05 s`,
+    ]);
+    await third?.exclusively?.(async () => seen.push("third"));
+  });
+  const failed = first?.exclusively?.(() => Promise.reject(new RangeError("no")));
+  await expect(failed).rejects.toThrow(new RangeError("no"));
+  await second?.exclusively?.(async () => seen.push("second"));
+  expect(seen).toEqual(["third", "second"]);
+  for (const disk of disks) await disk.close();
+});
+
+test.skipIf(loops.isSkipped)(`work on a disk of the kernel is done alone${loops.need}`, async () => {
+  using folder = scratch();
+  using target = loop(folder.path, "disk", MiB);
+  const [first, second] = [await openDisk(target.device, "write"), await openDisk(target.device, "write")];
+  const error = await first.exclusively?.(() =>
+    failure(second.exclusively?.(async () => undefined, 50) ?? Promise.resolve()),
+  );
+  expect(error?.code).toBe("busy");
+  await first.close();
+  await second.close();
+});
+
 test("what was opened to be read is not written", async () => {
   using folder = scratch();
   const file = sparse(join(folder.path, "disk"), MiB);

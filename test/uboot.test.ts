@@ -1,11 +1,13 @@
 /** U-Boot's switch without U-Boot: what the agent makes of the records, and that boot.cmd speaks of the same places. */
 import { expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { PARTITIONS, RECORD_OFFSETS, SECTOR, type SlotName } from "../boot/layout.ts";
 import { type BootRecord, encodeRecord, REASONS, RecordError, SLOT_STATES } from "../boot/records.ts";
 import { type SlotContent, SlotRefusal } from "../boot/slots.ts";
 import { LOADS, UBootSwitch } from "../boot/uboot/switch.ts";
+import { openDisk } from "../hal/disk.ts";
 import { bootScript } from "../image/bootscript.ts";
 import { CrashDisk, Image } from "./crash/disk.ts";
 import { needs, scratch } from "./node.ts";
@@ -56,7 +58,55 @@ test("an update, step by step, each on the card when it is answered", async () =
   const kinds = disk.journal.map(({ kind }) => kind).join(" ");
   expect(kinds).toBe("write flush write flush write flush write flush");
   const back = await as("b").setPrimary("a", { reason: "by-hand" });
-  expect(back).toMatchObject({ primary: "a", slots: { b: { state: "failed", reason: "by-hand" } } });
+  expect(back).toMatchObject({ primary: "a", slots: { b: { state: "good", reason: "by-hand" } } });
+});
+
+test("changes that are asked for at once are made one after the other", async () => {
+  const { boot } = open();
+  const hashes = ["11", "22", "33"].map((byte) => byte.repeat(16));
+  const made = await Promise.all(hashes.map((hash) => boot.setState("b", { to: "writing", hash })));
+  expect(made.map(({ sequence, slots }) => [sequence, slots.b.hash])).toEqual(
+    hashes.map((hash, index) => [2 + index, hash]),
+  );
+});
+
+test("a change that is refused holds up none after it", async () => {
+  const { boot } = open();
+  const refused = boot.armTrial("b", 3).catch((error: Error) => error.name);
+  const made = boot.setState("b", { to: "writing", hash: HASH });
+  expect([await refused, (await made).sequence]).toEqual(["SlotRefusal", 2]);
+});
+
+test("an install does not begin on what a rollback that is on its way has read", async () => {
+  using folder = scratch();
+  const path = join(folder.path, "card.img");
+  const good = { ...RECORD, slots: { a: slot("good"), b: slot("good") } };
+  const bytes = new Uint8Array(20 * 1024 * 1024);
+  bytes.set(encodeRecord(good), RECORD_OFFSETS[0]);
+  writeFileSync(path, bytes);
+  const [first, second] = [await openDisk(path, "write"), await openDisk(path, "write")];
+  const write = first.write.bind(first);
+  let installing: Promise<string> | undefined;
+  first.write = async (offset, sector) => {
+    installing ??= new UBootSwitch({ disk: second, current: "a" })
+      .setState("b", { to: "writing", hash: HASH })
+      .then(
+        () => "it began",
+        (error: Error) => error.message,
+      );
+    // Without a lock it is over long before
+    await Promise.race([installing, sleep(300)]);
+    await write(offset, sector);
+  };
+  const rollback = await new UBootSwitch({ disk: first, current: "a" }).setPrimary("b", {
+    reason: "by-hand",
+  });
+  expect([rollback.primary, await installing]).toEqual([
+    "b",
+    "slot b is the one this node starts from; it is never written",
+  ]);
+  await first.close();
+  await second.close();
 });
 
 test("the slot that runs is not written, even where another is primary", async () => {

@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { existsSync, mkdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { Running } from "../agent/update/running.ts";
 import { openSlot } from "../agent/update/target.ts";
@@ -7,7 +7,7 @@ import { openLinux } from "../hal/linux.ts";
 import { FileCard } from "./card.ts";
 import { SLOT_BYTES, SLOT_OFFSETS } from "./crash/card.ts";
 import { failure } from "./fakes.ts";
-import { loops, mount, run as system } from "./loop.ts";
+import { loops, mount, sparse, run as system } from "./loop.ts";
 import { scratch } from "./node.ts";
 
 test("progress is a whole file at any moment, and a line now and then", () => {
@@ -49,6 +49,53 @@ test("progress is a whole file at any moment, and a line now and then", () => {
   `);
 });
 
+test("a file beside a card's has nothing to do with it, whatever its name", async () => {
+  using folder = scratch();
+  const card = new FileCard(join(folder.path, "card.img"));
+  const beside = sparse(`${card.path}3`, SLOT_BYTES);
+  const hal = openLinux();
+  const slot = await openSlot(
+    hal,
+    { name: card.path },
+    { number: 3, type: 0x83, offset: SLOT_OFFSETS.b, bytes: SLOT_BYTES },
+  );
+  expect(slot.name).toBe(`${card.path}, partition 3`);
+  await slot.write(0, new Uint8Array(4096).fill(7));
+  await slot.close();
+  await hal.close();
+  expect(card.read(SLOT_OFFSETS.b, 1)).toEqual(Uint8Array.of(7));
+  expect(readFileSync(beside).every((byte) => byte === 0)).toBe(true);
+});
+
+const cached = `a disk that nobody reads past the cache is not written${loops.need}`;
+test.skipIf(loops.isSkipped)(cached, async () => {
+  using folder = scratch();
+  const { path } = new FileCard(join(folder.path, "card.img"));
+  const disk = system("losetup", "--show", "-f", path).out.trim();
+  const hal = openLinux();
+  try {
+    const blind = {
+      machine: hal.machine,
+      openDisk: async (name: string, how: "read" | "write" | "exclusive") => {
+        const opened = await hal.openDisk(name, how);
+        return Object.defineProperty(opened, "pastCache", { value: "never" });
+      },
+    };
+    const partition = { number: 3, type: 0x83, offset: SLOT_OFFSETS.b, bytes: SLOT_BYTES };
+    const refused = await failure(openSlot(blind, { name: disk }, partition));
+    expect([refused.code, refused.message]).toEqual([
+      "refused",
+      expect.stringContaining("it cannot be read past the kernel's cache"),
+    ]);
+    // A file, on which nothing depends, may be
+    const other = new FileCard(join(folder.path, "other.img"));
+    await (await openSlot(blind, { name: other.path }, partition)).close();
+  } finally {
+    await hal.close();
+    system("losetup", "-d", disk);
+  }
+});
+
 const partitioned = `a slot is opened by its own partition while another is mounted${loops.need}`;
 test.skipIf(loops.isSkipped)(partitioned, async () => {
   using folder = scratch();
@@ -77,8 +124,22 @@ test.skipIf(loops.isSkipped)(partitioned, async () => {
     await slot.close();
     const wrong = await failure(openSlot(hal, { name: disk }, { ...partition, bytes: SLOT_BYTES * 2 }));
     expect(wrong.message).toContain("start this node anew");
+    const moved = await failure(openSlot(hal, { name: disk }, { ...partition, offset: SLOT_OFFSETS.a }));
+    expect(moved.message).toBe(
+      `${disk}p3 is ${SLOT_BYTES} bytes from ${SLOT_OFFSETS.b}, the partition table on ${disk} says ${SLOT_BYTES} from ${SLOT_OFFSETS.a}: start this node anew`,
+    );
+    // By the disk itself, whatever name it was given
+    const alias = join(folder.path, "alias");
+    symlinkSync(disk, alias);
+    const aliased = await openSlot(hal, { name: alias }, partition);
+    expect(aliased.name).toBe(`${disk}p3`);
+    await aliased.close();
     const mounted = await failure(
-      openSlot(hal, { name: disk }, { ...partition, number: 4, bytes: 4 * SLOT_BYTES }),
+      openSlot(
+        hal,
+        { name: disk },
+        { number: 4, type: 0x83, offset: SLOT_OFFSETS.b + SLOT_BYTES, bytes: 4 * SLOT_BYTES },
+      ),
     );
     expect(mounted.message).toBe(`${disk}p4 is mounted at ${join(folder.path, "at")}`);
   } finally {

@@ -1,13 +1,19 @@
 import { expect, test } from "bun:test";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
+import { openNodeCard } from "../agent/boot/open.ts";
 import { run } from "../agent/cli.ts";
 import { holdFolder } from "../agent/hold.ts";
 import { EXIT, type Exit } from "../agent/terminal.ts";
+import { accept } from "../agent/update/install.ts";
+import { hashPrefix } from "../boot/admit.ts";
 import { publicKeyOf } from "../boot/ed25519.ts";
 import { FAILPOINTS } from "../boot/failpoint.ts";
 import { keyLine } from "../boot/trust.ts";
+import { parseUpdate } from "../boot/updatefile.ts";
+import { openDisk } from "../hal/disk.ts";
+import { openSim } from "../hal/sim/hal.ts";
 import { FileCard } from "./card.ts";
 import { SLOT_BYTES, SLOT_OFFSETS } from "./crash/card.ts";
 import { loops, run as system } from "./loop.ts";
@@ -205,6 +211,83 @@ test("a rehearsal says what would happen and touches nothing", async () => {
   expect(hashOf(at.card.path)).toBe(before);
   expect(existsSync(at.file("data/releases"))).toBe(false);
 });
+
+test.each([
+  { what: "no folder for it", block: "data/releases", state: "empty" },
+  { what: "something else in its place", block: "data/releases/b.fruit/x", state: "writing" },
+])(
+  "an update file that cannot be kept, with $what, is not staged: it has the floor",
+  async ({ block, state }) => {
+    using at = desk();
+    mkdirSync(dirname(at.file(block)), { recursive: true });
+    at.put(block, "in the way");
+    const { exit, out, err } = await at.install();
+    expect([exit, out, at.card.record.slots.b.state]).toEqual([EXIT.failed, "", state as "empty"]);
+    expect(err).toContain(
+      `the update file cannot be kept in ${at.file("data/releases")}, where the version floor`,
+    );
+    expect(err).not.toContain("    at ");
+    rmSync(at.file("data/releases"), { recursive: true });
+    expect((await at.install()).exit).toBe(EXIT.done);
+  },
+);
+
+test("a pipe in place of an update file is refused, not waited for", async () => {
+  using at = desk();
+  for (const name of ["fruitos-9.fruit", "data/trust.json"]) {
+    const kept = readFileSync(at.file(name));
+    rmSync(at.file(name));
+    expect(system("mkfifo", at.file(name)).exit).toBe(0);
+    const { exit, err } = await at.install();
+    expect([exit, err]).toEqual([EXIT.usage, `fruit: ${at.file(name)}: it is no file\n`]);
+    rmSync(at.file(name));
+    at.put(name, kept);
+  }
+  const { exit, err } = await at.install("--trust", "/dev/zero");
+  expect([exit, err]).toEqual([EXIT.usage, "fruit: /dev/zero: it is no file\n"]);
+});
+
+/** Whether a release that expires in 2027 is accepted while nobody knows the time. */
+async function acceptedUnset(at: ReturnType<typeof desk>): Promise<string> {
+  const { machine } = openSim({ seed: 1, boards: [0], wireTime: false, faults: [], clockSynced: false });
+  const hal = { machine, openDisk };
+  const card = await openNodeCard(hal, at.card.path, "write");
+  if (!card) throw new Error("no card");
+  const { update, trust } = at.release;
+  try {
+    return await accept({
+      ...{ hal, card, dataDir: at.data, update: { path: "x", bytes: update }, trust, side: "", payload: "" },
+      ...{ compatible: [BOARD], force: false, signal: new AbortController().signal },
+      begins() {},
+      report() {},
+      warn() {},
+    }).then(
+      ({ release }) => release.name,
+      (error: Error) => error.message,
+    );
+  } finally {
+    await card.disk.close();
+  }
+}
+
+test("with an unset clock, the record and the release that runs say what time it is at least", async () => {
+  const expiring = { stated: { created: 1_800_000_000, expires: 1_810_000_000 } };
+  using at = desk(expiring);
+  expect(await acceptedUnset(at)).toBe("fruitos-9");
+  at.card.put((record) => ({ ...record, time: 1_900_000_000 }));
+  expect(await acceptedUnset(at)).toContain("it expired at 2027-05-11");
+  // The running slot's own release, kept when it was installed
+  at.card.put((record) => ({ ...record, time: 0 }));
+  const newer = makeRelease({ payload: made, stated: { created: 1_820_000_000, expires: 4_000_000_000 } });
+  mkdirSync(at.file("data/releases"));
+  at.put("data/releases/a.fruit", newer.update);
+  expect(await acceptedUnset(at)).toBe("fruitos-9");
+  const hash = hashIn(newer.update);
+  at.card.put((record) => ({ ...record, slots: { ...record.slots, a: { ...record.slots.a, hash } } }));
+  expect(await acceptedUnset(at)).toContain("it expired at 2027-05-11");
+});
+
+const hashIn = (update: Uint8Array) => hashPrefix(parseUpdate(update).info.piecesRoot);
 
 const foul = (bytes: Uint8Array, at: number) => bytes.with(at, (bytes[at] ?? 0) ^ 1);
 test.each<{

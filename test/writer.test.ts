@@ -6,7 +6,16 @@ import { WrongLeaf } from "../boot/leaf.ts";
 import { SlotWriter, WriterError } from "../boot/writer.ts";
 import { HalError } from "../hal/ports.ts";
 import { seeded } from "./fakes.ts";
-import { holds, inOrder, type MemoryDisk, node, type Payload, payload, putAll } from "./slot.ts";
+import {
+  holds,
+  inOrder,
+  MemoryDisk,
+  type MemorySwitch,
+  node,
+  type Payload,
+  payload,
+  putAll,
+} from "./slot.ts";
 
 const MiB = 1024 * 1024;
 
@@ -246,6 +255,115 @@ test.each([
   expect(boot.record.slots.b.state).toBe("writing");
 });
 
+/** A card that says it is larger than it is: what lies behind its end lands at its beginning again. */
+class SmallDisk extends MemoryDisk {
+  readonly #real: number;
+  constructor(bytes: number, real: number) {
+    super(bytes);
+    this.#real = real;
+  }
+  override readMedium(offset: number, length: number): Promise<Uint8Array> {
+    return this.#each(offset, length, (at, from, to) =>
+      super.readMedium(at, to - from).then((bytes) => ({ from, bytes })),
+    ).then((parts) => Uint8Array.from(Buffer.concat(parts.map(({ bytes }) => bytes))));
+  }
+  override async write(offset: number, bytes: Uint8Array): Promise<void> {
+    await this.#each(offset, bytes.length, (at, from, to) => super.write(at, bytes.subarray(from, to)));
+  }
+  #each<T>(offset: number, length: number, act: (at: number, from: number, to: number) => Promise<T>) {
+    const parts: Promise<T>[] = [];
+    for (let from = 0; from < length; ) {
+      const at = (offset + from) % this.#real;
+      const to = Math.min(length, from + this.#real - at);
+      parts.push(act(at, from, to));
+      from = to;
+    }
+    return Promise.all(parts);
+  }
+}
+
+test.each([
+  { what: "two leaves", size: 2 * MiB + 3 * LEAF_BYTES, says: "reads back otherwise" },
+  { what: "the first leaf", size: 2 * MiB + LEAF_BYTES, says: "the card is smaller than it says" },
+])("a card on which $what are the same place is never staged", async ({ size, says }) => {
+  const source = payload(size);
+  const disk = new SmallDisk(4 * MiB, 2 * MiB);
+  const { install, boot } = node(source, { device: disk });
+  const writer = await SlotWriter.open(install);
+  await putAll(writer, source);
+  let asked = 0;
+  const failed = await writer
+    .finish(async (leaf) => {
+      asked++;
+      return source.leaf(leaf);
+    })
+    .catch((error) => error);
+  expect(failed).toBeInstanceOf(WriterError);
+  expect(failed.message).toContain(says);
+  expect(asked).toBeLessThan(10);
+  expect(boot.record.slots.b.state).toBe("writing");
+});
+
+test.each<{ what: string; change: (boot: MemorySwitch) => void; says: string }>([
+  {
+    what: "is what the node starts from",
+    change: ({ record }) => {
+      record.primary = "b";
+    },
+    says: "slot b is the one this node starts from now, no longer being written",
+  },
+  {
+    what: "was given up",
+    change: ({ record }) => {
+      record.slots.b.state = "failed";
+    },
+    says: "slot b is failed with",
+  },
+  {
+    what: "is written with something else",
+    change: ({ record }) => {
+      record.slots.b.hash = "77".repeat(16);
+    },
+    says: `slot b is writing with ${"77".repeat(16)} now`,
+  },
+])("a slot that $what is written no further", async ({ change, says }) => {
+  const source = payload(MiB);
+  const begun = node(source);
+  await (await SlotWriter.open(begun.install)).suspend();
+  // Before its first leaf is destroyed
+  const { boot, install, disk } = node(source);
+  const setState = boot.setState.bind(boot);
+  boot.setState = async (slot, to) => {
+    const record = await setState(slot, to);
+    change(boot);
+    return record;
+  };
+  await disk.write(0, new Uint8Array(4096).fill(1));
+  await disk.flush();
+  disk.journal.length = 0;
+  const refused = await SlotWriter.open(install).catch((error) => error);
+  expect(refused).toBeInstanceOf(WriterError);
+  expect(refused.message).toContain(says);
+  expect(disk.journal).toEqual([]);
+  // And at a checkpoint
+  const writer = await SlotWriter.open(begun.install);
+  await putAll(writer, source, [1, 2, 3]);
+  change(begun.boot);
+  await expect(writer.suspend()).rejects.toThrow(says);
+});
+
+test("a slot that another took while it was read back does not get its first leaf", async () => {
+  const source = payload(MiB);
+  const report: Install["report"] = ({ phase }) => {
+    if (phase === "reading-back") boot.record.primary = "b";
+  };
+  const { install, boot, disk } = node(source, { report });
+  const writer = await SlotWriter.open(install);
+  await putAll(writer, source);
+  await expect(writer.finish()).rejects.toThrow("slot b is the one this node starts from now");
+  expect((await disk.readMedium(0, LEAF_BYTES)).every((byte) => byte === 0)).toBe(true);
+});
+
 test.each(["write", "flush", "read"] as const)(
   "a %s that fails ends the install with its reason",
   async (what) => {
@@ -359,6 +477,7 @@ test("76 sizes: a payload of zeros is installed over anything", async () => {
   const source = payload(MiB, { zeros: true });
   const { disk, install } = node(source);
   await disk.write(0, new Uint8Array(2 * MiB).fill(7));
+  await disk.flush();
   const writer = await SlotWriter.open(install);
   await putAll(writer, source);
   await writer.finish();

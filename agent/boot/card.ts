@@ -43,6 +43,7 @@ export function timely(boot: BootSwitch, name: string, limitMs = CARD_MS): BootS
     setPrimary: (slot, why) => limited(boot.setPrimary(slot, why)),
     armTrial: (slot, tries) => limited(boot.armTrial(slot, tries)),
     settle: () => limited(boot.settle()),
+    ...(boot.refuses ? { refuses: boot.refuses.bind(boot) } : {}),
   };
 }
 

@@ -1,5 +1,6 @@
 /** The small files that the verbs about releases read and write whole, and what people are told where they cannot. */
-import { open, readFile, stat } from "node:fs/promises";
+import { constants } from "node:fs";
+import { type FileHandle, open } from "node:fs/promises";
 import { dirname } from "node:path";
 import { parseTrust, TRUST_MAX_BYTES, type Trust, TrustError } from "../../boot/trust.ts";
 import { ReleaseError, UPDATE_MAX_BYTES } from "../../boot/updatefile.ts";
@@ -21,17 +22,37 @@ export async function readTrust(path: string): Promise<Trust> {
   }
 }
 
-/** A file that must be read whole, if it is not too long for that. */
+/** A file that must be read whole, if it is not too long for that. A pipe or a device, which may never end, is none. */
 async function readSmall(path: string, most: number): Promise<Buffer> {
   try {
-    const { size } = await stat(path);
-    if (size > most) throw new Error(`${size} bytes; at most ${most} are read`);
-    return await readFile(path);
+    // Opening a pipe that nobody writes to would wait for ever
+    const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    try {
+      const stats = await file.stat();
+      if (!stats.isFile()) throw new Error("it is no file");
+      if (stats.size > most) throw new Error(`${stats.size} bytes; at most ${most} are read`);
+      return await readUpTo(file, most);
+    } finally {
+      await file.close();
+    }
   } catch (cause) {
     throw new CliError(EXIT.usage, `${path}: ${cause instanceof Error ? cause.message : String(cause)}`, {
       cause,
     });
   }
+}
+
+/** All of a file, of whose size not every file system tells the truth. */
+async function readUpTo(file: FileHandle, most: number): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  let length = 0;
+  while (length <= most) {
+    const { bytesRead, buffer } = await file.read(Buffer.alloc(Math.min(65_536, most + 1 - length)));
+    if (bytesRead === 0) return Buffer.concat(chunks, length);
+    chunks.push(buffer.subarray(0, bytesRead));
+    length += bytesRead;
+  }
+  throw new Error(`more than ${most} bytes; at most ${most} are read`);
 }
 
 /** Writes a file that must not exist yet. */

@@ -7,16 +7,17 @@ import type { Step } from "../../boot/install.ts";
 import { otherSlot, type SlotName } from "../../boot/layout.ts";
 import { fileProgress, replaceFile } from "../../boot/progress.ts";
 import type { BootRecord } from "../../boot/records.ts";
-import { verifyRelease } from "../../boot/release.ts";
+import { type Situation, verifyRelease } from "../../boot/release.ts";
 import { openSide, type Side } from "../../boot/side.ts";
 import { fileSource, type Source, streamSource } from "../../boot/source.ts";
 import type { Trust } from "../../boot/trust.ts";
-import { onlySignedBy, parseUpdate } from "../../boot/updatefile.ts";
+import { onlySignedBy, parseUpdate, readSignature, readStatement } from "../../boot/updatefile.ts";
 import { SlotWriter } from "../../boot/writer.ts";
 import type { BlockDevice, Hal } from "../../hal/ports.ts";
 import type { OpenCard } from "../boot/card.ts";
 import { quarantined } from "../boot/quarantine.ts";
 import { reasonOf, syncDirectory } from "../record/lines.ts";
+import { readUpdate } from "../release/files.ts";
 import { CliError, EXIT } from "../terminal.ts";
 import { BUILD } from "../version.ts";
 import { openSlot } from "./target.ts";
@@ -58,6 +59,8 @@ export interface Installed {
 export interface Accepted {
   release: Release;
   slot: SlotName;
+  /** The time it was accepted at. */
+  when: Pick<Situation, "now" | "atLeast">;
 }
 
 /** Decides about a release and touches nothing. Throws `ReleaseError`, `SlotRefusal`, `CliError`. */
@@ -66,33 +69,37 @@ export async function accept(order: Order): Promise<Accepted> {
   const { boot, slots, disk } = card;
   const record = await boot.read();
   const slot = otherSlot(boot.current ?? record.primary);
+  const from = boot.current ?? record.primary;
   const when = {
     now: hal.machine.clock().synced ? Math.floor(Date.now() / 1000) : undefined,
-    atLeast: BUILD.time,
+    atLeast: Math.max(BUILD.time, record.time, await createdOf(dataDir, from, record.slots[from].hash)),
   };
-  const running = record.slots[boot.current ?? record.primary].version;
+  const running = record.slots[from].version;
   const node = { ...when, boards: compatible, floor: record.floor, running };
   const release = verifyRelease(update.bytes, trust, node);
   const device = { name: `slot ${slot} of ${disk.name}`, bytes: slots[slot].bytes };
-  admit(release, { slot, current: boot.current, record, device, compatible, ...when });
+  const refuses = boot.refuses?.bind(boot);
+  admit(release, { slot, current: boot.current, record, device, compatible, ...when, refuses });
   const blamed = await quarantined(dataDir, hashPrefix(release.piecesRoot));
   if (blamed && !force)
     throw new CliError(
       EXIT.refused,
       `${release.name} was tried on this node and failed (${blamed.reason}${blamed.evidence[0] ? `: ${blamed.evidence[0]}` : ""}); --force installs it again`,
     );
-  return { release, slot };
+  return { release, slot, when };
 }
 
 /** Installs it. What is interrupted goes on where it was when the same is ordered again. */
 export async function install(order: Order): Promise<Installed> {
   await using open = new AsyncDisposableStack();
   const { hal, card, dataDir, signal, compatible } = order;
-  const { release, slot } = await accept(order);
+  const { release, slot, when } = await accept(order);
   const side = await openSideOf(order, release, open);
   const source = await openSource(order, release, open);
   const device = await openSlot(hal, card.disk, card.slots[slot]);
   open.defer(() => device.close());
+  // Where it cannot even be made, the slot keeps what it has
+  await keeping(dataDir, () => mkdir(releasesIn(dataDir), { recursive: true, mode: 0o700 }));
   order.begins(release, slot);
   const writer = await SlotWriter.open({
     boot: card.boot,
@@ -102,15 +109,13 @@ export async function install(order: Order): Promise<Installed> {
     leaves: side,
     progress: fileProgress(dataDir),
     compatible,
-    now: hal.machine.clock().synced ? Math.floor(Date.now() / 1000) : undefined,
-    atLeast: BUILD.time,
+    ...when,
     signal,
     report: order.report,
   });
-  await keepFiles(order, slot, release.signers).catch((error) =>
-    order.warn(`the update file is not kept in ${dataDir}: ${reasonOf(error)}`),
-  );
   try {
+    // Not before the slot is `writing`: what was staged there needs its own. And not staged without: it has the version floor
+    await keeping(dataDir, () => keepFiles(order, slot, release.signers));
     await source.pour(writer);
     const record = await writer.finish(source.again);
     return { release, slot, record, bytesWritten: writer.bytesWritten, pastCache: device.pastCache };
@@ -120,6 +125,36 @@ export async function install(order: Order): Promise<Installed> {
     throw cause;
   } finally {
     if (writer.unsaved) order.warn(`its progress is not kept in ${dataDir}: ${reasonOf(writer.unsaved)}`);
+  }
+}
+
+const releasesIn = (dataDir: string) => join(dataDir, "releases");
+
+/** Work without which there is no install. */
+async function keeping(dataDir: string, work: () => Promise<unknown>): Promise<void> {
+  try {
+    await work();
+  } catch (cause) {
+    throw new CliError(
+      EXIT.failed,
+      `the update file cannot be kept in ${releasesIn(dataDir)}, where the version floor is read from: ${reasonOf(cause)}; nothing is staged`,
+      { cause },
+    );
+  }
+}
+
+/**
+ * When the release in a slot was made, Unix seconds, as its kept update file says: a time that is past. 0 where that file is missing,
+ * about other content, or says two things.
+ */
+async function createdOf(dataDir: string, slot: SlotName, hash: string): Promise<number> {
+  try {
+    const { info, signatures } = parseUpdate(await readUpdate(join(releasesIn(dataDir), `${slot}.fruit`)));
+    if (hashPrefix(info.piecesRoot) !== hash) return 0;
+    const times = [...signatures].map(([id, one]) => readStatement(readSignature(id, one).statement).created);
+    return times.every((time) => time === times[0]) ? (times[0] ?? 0) : 0;
+  } catch {
+    return 0;
   }
 }
 
@@ -147,9 +182,7 @@ async function keepFiles(
   slot: SlotName,
   signers: readonly string[],
 ): Promise<void> {
-  const folder = join(dataDir, "releases");
-  await mkdir(folder, { recursive: true, mode: 0o700 });
-  const kept = join(folder, slot);
+  const kept = join(releasesIn(dataDir), slot);
   // The one without the other says nothing: the update file comes last
   await rm(`${kept}.fruit`, { force: true });
   if (side !== `${kept}.side`) await copyWhole(side, `${kept}.side`);

@@ -38,6 +38,7 @@ export class UBootSwitch implements BootSwitch {
   readonly #disk: BlockDevice;
   readonly #now: () => number;
   readonly #trialId: () => number;
+  #turn: Promise<unknown> = Promise.resolve();
 
   constructor({ disk, current, now, trialId }: UBootParts) {
     this.#disk = disk;
@@ -59,11 +60,20 @@ export class UBootSwitch implements BootSwitch {
     return newest.record;
   }
 
+  refuses(content: SlotContent): string | undefined {
+    for (const [name, most] of Object.entries(LOADS)) {
+      const bytes = content[name as keyof typeof LOADS]?.bytes ?? 0;
+      if (bytes > most) return `its ${name} has ${bytes} bytes, U-Boot is made to load ${most} at most`;
+    }
+    return undefined;
+  }
+
   async setState(slot: SlotName, change: SlotChange): Promise<BootRecord> {
     // It may be another than the primary: a trial that has failed, or U-Boot's way out when no record could be written
     if (change.to === "writing" && slot === this.current)
       throw new SlotRefusal(`this system runs from slot ${slot}; it is never written`);
-    if (change.to === "staged") expectLoadable(slot, change.content);
+    const why = change.to === "staged" ? this.refuses(change.content) : undefined;
+    if (why !== undefined) throw new SlotRefusal(`slot ${slot}: ${why}`);
     return this.#change((record) => {
       if (change.to === "writing") return begin(record, slot, change.hash);
       if (change.to === "staged") return stage(record, slot, change.content);
@@ -92,17 +102,12 @@ export class UBootSwitch implements BootSwitch {
     return this.read();
   }
 
+  /** One after the other, on disks too that know no `exclusively`. */
   #change(change: (record: BootRecord) => BootRecord): Promise<BootRecord> {
-    return changeRecord(this.#disk, (record) => ({ ...change(record), time: this.#now() }));
-  }
-}
-
-function expectLoadable(slot: SlotName, content: SlotContent): void {
-  for (const [name, most] of Object.entries(LOADS)) {
-    const bytes = content[name as keyof typeof LOADS]?.bytes ?? 0;
-    if (bytes > most)
-      throw new SlotRefusal(
-        `slot ${slot}: its ${name} has ${bytes} bytes, U-Boot is made to load ${most} at most`,
-      );
+    const turn = this.#turn.then(() =>
+      changeRecord(this.#disk, (record) => ({ ...change(record), time: this.#now() })),
+    );
+    this.#turn = turn.catch(() => undefined);
+    return turn;
   }
 }

@@ -23,6 +23,17 @@ export const isPageAligned = (bytes: Uint8Array) => addressOf(bytes) % PAGE === 
 export const forget = (file: number, offset: number, length: number) =>
   libc().posix_fadvise(file, offset, length, POSIX_FADV_DONTNEED) === 0;
 
+/** Takes the lock of a file for whoever has it open so; false while another has it. */
+export function tryLock(file: number, path: string): boolean {
+  try {
+    holdAlone(file, path);
+    return true;
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code === "EAGAIN") return false;
+    throw cause;
+  }
+}
+
 /** Takes a file for this program until it is closed; the kernel does so by itself only for disks. Throws EAGAIN when another has it. */
 export function holdAlone(file: number, path: string): void {
   if (libc().flock(file, LOCK_EX_NB) < 0) throw systemError("flock", lastErrno(), path);
