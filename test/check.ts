@@ -1,6 +1,6 @@
 /** `bun run check`: lint, types, the executables, every test. */
 import { availableParallelism } from "node:os";
-import { close, step, tests } from "./report.ts";
+import { close, filesOf, step, tests } from "./report.ts";
 
 const bin = "node_modules/.bin";
 /** Test files at once: most of them wait most of the time. */
@@ -15,7 +15,7 @@ close([
     "arm64-musl",
     ...(process.arch === "x64" ? ["x64"] : ["arm64"]),
   ]),
-  await tests("test/*.test.ts", [
+  await tests(filesOf("test/*.test.ts"), [
     "--randomize",
     `--parallel=${AT_ONCE}`,
     "--only-failures",

@@ -1,5 +1,5 @@
 /** Starts the program as users do: the shipped executables where this machine can run them, the sources otherwise. */
-import { existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -135,6 +135,16 @@ export async function until<T>(
     await Bun.sleep(20);
   }
   throw new Error(`${what}: not within ${limitMs / 1000} s`);
+}
+
+/** The most memory that a process has had yet, MiB; undefined once it is gone. What its parent had is not in it, as it is in `maxRSS`. */
+export function peakMib(pid: number): number | undefined {
+  try {
+    const kib = /^VmHWM:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
+    return kib === undefined ? undefined : Number(kib) / 1024;
+  } catch {
+    return undefined;
+  }
 }
 
 /** A running agent of its own process. */

@@ -23,9 +23,13 @@ export async function step(name: string, command: string[]): Promise<Tally> {
   return { passed: exit === 0 ? 1 : 0, failed: exit === 0 ? 0 : 1, skipped: 0 };
 }
 
-/** Runs the test files that match, several at a time, each in a world of its own. */
-export async function tests(pattern: string, flags: string[]): Promise<Tally> {
-  const files = [...new Glob(pattern).scanSync(root)].sort().map((file) => `./${file}`);
+/** The test files that match, by name. */
+export function filesOf(pattern: string): string[] {
+  return [...new Glob(pattern).scanSync(root)].sort().map((file) => `./${file}`);
+}
+
+/** Runs test files; with the flag `--parallel` several at a time, each in a process of its own. */
+export async function tests(files: readonly string[], flags: readonly string[]): Promise<Tally> {
   const folder = mkdtempSync(join(tmpdir(), "fruit-report-"));
   const outfile = join(folder, "junit.xml");
   const command = [

@@ -17,7 +17,7 @@ import { encodeRecord } from "../../boot/records.ts";
 import { keyLine } from "../../boot/trust.ts";
 import { seeded } from "../fakes.ts";
 import { type Loop, loop, loops, run } from "../loop.ts";
-import { FRUIT, scratch, until } from "../node.ts";
+import { FRUIT, peakMib, scratch, until } from "../node.ts";
 import { BOARD, seedOf, signedBy, squashfs } from "../releases.ts";
 import { digits, ratio, type Table, verdict } from "./table.ts";
 
@@ -374,16 +374,6 @@ async function timed(
   const seconds = (performance.now() - startedAt) / 1000;
   const written = sectorsWritten(device) - before;
   return { name, seconds, peakMib: peak, writtenMib: (written * SECTOR) / MiB };
-}
-
-/** The most memory that a process has had yet; undefined once it is gone. */
-function peakMib(pid: number): number | undefined {
-  try {
-    const kib = /^VmHWM:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
-    return kib === undefined ? undefined : Number(kib) / 1024;
-  } catch {
-    return undefined;
-  }
 }
 
 /** Documentation/block/stat.rst: the seventh number, in sectors of 512. */

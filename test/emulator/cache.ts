@@ -34,6 +34,7 @@ export function missingForEmulator(): string | undefined {
     setpriv: "util-linux",
     debugfs: "e2fsprogs",
     "qemu-aarch64-static": "qemu-user-static",
+    socat: "socat",
   };
   const PATH = `${process.env.PATH}:/usr/sbin:/sbin`;
   const packages = Object.entries(programs)

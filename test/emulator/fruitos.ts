@@ -50,6 +50,7 @@ export class Fruitos implements AsyncDisposable {
   readonly #console: Line;
   readonly #monitor: Monitor;
   readonly #sockets: { console: Line; monitor: Line };
+  readonly #brokerPort: number;
   /** Restarted with every reset: what the emulator's USB controller knew of the start before confuses the next one. */
   #process: Bun.Subprocess;
   #isOff = false;
@@ -59,8 +60,13 @@ export class Fruitos implements AsyncDisposable {
   #phase = 0;
   #steps = 0;
 
-  private constructor(card: string, parts: { folder: string; console: Line; monitor: Line }) {
+  private constructor(
+    card: string,
+    brokerPort: number,
+    parts: { folder: string; console: Line; monitor: Line },
+  ) {
     this.card = card;
+    this.#brokerPort = brokerPort;
     this.#folder = parts.folder;
     this.#console = parts.console;
     this.#sockets = parts;
@@ -69,14 +75,14 @@ export class Fruitos implements AsyncDisposable {
     parts.console.read((chunk) => this.#hear(chunk.toString("latin1")));
   }
 
-  /** Switches it on. */
-  static async on(card: string): Promise<Fruitos> {
+  /** Switches it on. What listens on `brokerPort` of this machine is 10.0.2.100:1883 to the Pi. */
+  static async on(card: string, brokerPort: number): Promise<Fruitos> {
     const folder = mkdtempSync(join(tmpdir(), "fruit-pi-"));
     const [console, monitor] = await Promise.all([
       Line.on(join(folder, "console")),
       Line.on(join(folder, "monitor")),
     ]);
-    return new Fruitos(card, { folder, console, monitor });
+    return new Fruitos(card, brokerPort, { folder, console, monitor });
   }
 
   /** Neither switched off nor broken down. */
@@ -175,13 +181,17 @@ export class Fruitos implements AsyncDisposable {
     const chardev = (id: string, { path }: Line) => ["-chardev", `socket,id=${id},path=${path},server=off`];
     const command = [
       ...["setpriv", "--pdeathsig", "KILL", "qemu-system-aarch64"],
-      ...["-M", "raspi3b", "-nodefaults", "-display", "none", "-no-reboot"],
+      // One thread: cores that wait for Linux spin, and would take the time of the one that works
+      ...["-M", "raspi3b", "-accel", "tcg,thread=single", "-nodefaults", "-display", "none", "-no-reboot"],
       ...["-kernel", cached("arm64", "u-boot.bin"), "-dtb", cached("arm64", "bcm2837-rpi-3-b.dtb")],
       // What the firmware makes of cmdline.txt
       ...["-append", "console=ttyS1,115200"],
       // What the machine was told is written is with this kernel, in its order: killing the emulator loses none of it
       ...["-drive", `file=${this.card},format=raw,if=sd,cache=writeback`],
-      ...["-netdev", "user,id=net"],
+      ...[
+        "-netdev",
+        `user,id=net,guestfwd=tcp:10.0.2.100:1883-cmd:socat - TCP:127.0.0.1:${this.#brokerPort}`,
+      ],
       ...["-serial", "null", ...chardev("console", this.#sockets.console), "-serial", "chardev:console"],
       ...[...chardev("monitor", this.#sockets.monitor), "-mon", "chardev=monitor,mode=control"],
     ];

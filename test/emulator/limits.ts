@@ -6,6 +6,8 @@ export const LIMITS = {
   command: 120_000,
   /** Something that happens by itself while a test looks. */
   event: 60_000,
+  /** Anything that a node does by itself: a trial with its start, a roll-back with two. */
+  trial: 480_000,
   /** A whole test. */
   test: 600_000,
 };

@@ -85,7 +85,8 @@ export function startPi({
     return {
       program: "qemu-system-aarch64",
       args: [
-        ...["-M", "raspi3b", "-dtb", cached("arm64", "bcm2837-rpi-3-b.dtb")],
+        // One thread: cores that wait for Linux spin, and would take the time of the one that works
+        ...["-M", "raspi3b", "-accel", "tcg,thread=single", "-dtb", cached("arm64", "bcm2837-rpi-3-b.dtb")],
         ...["-kernel", cached("arm64", "u-boot.bin"), "-drive", `file=${sd},format=raw,if=sd`],
       ],
       serial: ["ttyAMA0", "ttyS1"],
