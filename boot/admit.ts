@@ -43,7 +43,7 @@ export function admit(
       `slot ${slot} is the one this system runs from; it is never written: install into slot ${otherSlot(slot)}`,
     );
   begin(record, slot, hashPrefix(release.piecesRoot));
-  const running = record.slots[current ?? record.primary].version;
+  const running = record.slots[record.primary].version;
   fits(release, { now, atLeast, boards: compatible, floor: record.floor, running });
   isInTime(release, { now, atLeast });
   const { size } = release;
@@ -70,5 +70,6 @@ export function contentOf(release: Release, compatible: readonly string[]): Slot
     kernel: boot.kernel,
     initramfs: boot.initramfs,
     ...(deviceTree ? { deviceTree } : {}),
+    ...(boot.fat ? { fat: boot.fat } : {}),
   };
 }

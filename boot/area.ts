@@ -8,6 +8,9 @@
  *                        kernel, initramfs, device trees, each from a multiple of 4096; zeros between them and to the end
  * ```
  *
+ * Where the firmware chooses the slot (`tryboot/bootset.ts`), one entry `fat` takes their place: the FAT that goes into the slot's boot
+ * partition as it is. The entries of kernel and initramfs then say where in it those files stand, at multiples of 512.
+ *
  * | offset | bytes | what of the header (little-endian, but for the CRCs) |
  * |---|---|---|
  * | 0x000 | 4 | magic `FRBA` |
@@ -23,6 +26,7 @@
  */
 import { crc32 } from "node:zlib";
 import type { Release } from "./content.ts";
+import { SECTOR } from "./layout.ts";
 import type { BootFile } from "./records.ts";
 
 /** Bytes of the header, and what every file of the boot area is aligned to. */
@@ -39,6 +43,7 @@ const CRC_AT = 0xffc;
 const NAME = /^[\x21-\x7e]+$/;
 /** In front of a board's name in an entry. */
 const DEVICE_TREE = "dtb:";
+const FAT = "fat";
 /** Linux, `fs/squashfs/squashfs_fs.h`: `struct squashfs_super_block`. */
 const SQUASHFS = { magic: 0x7371_7368, versionAt: 28, bytesUsedAt: 40, bytes: 96 };
 
@@ -66,13 +71,21 @@ export interface Readable {
 /** The next multiple of 4096. */
 export const aligned = (bytes: number): number => Math.ceil(bytes / AREA_ALIGN) * AREA_ALIGN;
 
+/** A FAT that goes into a boot area, and where in it the kernel and the initramfs stand. */
+export type FatFacts = FileFacts & { kernelAt: number; initramfsAt: number };
+
 /**
  * Where everything of a payload goes, from the sizes: the header at `headerAt`, the files behind it in the order given, the end
  * at `payloadBytes`. Device trees by the `compatible` string of the board they are for.
  */
 export function layOut(
   rootBytes: number,
-  files: { kernel: FileFacts; initramfs: FileFacts; deviceTrees: Readonly<Record<string, FileFacts>> },
+  files: {
+    kernel: FileFacts;
+    initramfs: FileFacts;
+    deviceTrees: Readonly<Record<string, FileFacts>>;
+    fat?: FatFacts;
+  },
 ): { headerAt: number; payloadBytes: number; boot: Release["boot"] } {
   const headerAt = aligned(rootBytes);
   let next = headerAt + AREA_ALIGN;
@@ -81,6 +94,12 @@ export function layOut(
     next = aligned(next + bytes);
     return { offset, bytes, crc32 };
   };
+  if (files.fat) {
+    const fat = place(files.fat);
+    const kernel = { ...files.kernel, offset: fat.offset + files.fat.kernelAt };
+    const initramfs = { ...files.initramfs, offset: fat.offset + files.fat.initramfsAt };
+    return { headerAt, payloadBytes: next, boot: { kernel, initramfs, deviceTrees: {}, fat } };
+  }
   const kernel = place(files.kernel);
   const initramfs = place(files.initramfs);
   const boards = Object.keys(files.deviceTrees).sort();
@@ -104,6 +123,7 @@ export function encodeArea({ version, name, payloadBytes, boot }: BootArea): Uin
   const entries: [string, BootFile][] = [
     ["kernel", boot.kernel],
     ["initramfs", boot.initramfs],
+    ...(boot.fat ? [[FAT, boot.fat] as [string, BootFile]] : []),
     ...boards.map(([board, file]): [string, BootFile] => [DEVICE_TREE + board, file]),
   ];
   const bytes = new Uint8Array(AREA_ALIGN);
@@ -148,14 +168,16 @@ export function decodeArea(bytes: Uint8Array): BootArea | string {
 }
 
 /**
- * Why boot files cannot stand where they are said to: outside the payload, over each other, off their alignment, empty, or
- * before byte `from`; undefined when they can.
+ * Why boot files cannot stand where they are said to: outside the payload or their FAT, over each other, off their alignment, empty,
+ * or before byte `from`; undefined when they can.
  */
 export function misplaced(
-  boot: Release["boot"],
+  { fat, ...boot }: Release["boot"],
   payloadBytes: number,
   from = AREA_ALIGN,
 ): string | undefined {
+  const room = { name: `the payload of ${payloadBytes}`, end: payloadBytes, align: AREA_ALIGN };
+  const root = { what: "the root", end: from };
   const files = [
     ["the kernel", boot.kernel] as const,
     ["the initramfs", boot.initramfs] as const,
@@ -163,14 +185,27 @@ export function misplaced(
       ([board, file]) => [`the device tree of ${board}`, file] as const,
     ),
   ].sort(([, a], [, b]) => a.offset - b.offset);
-  let before: { what: string; end: number } = { what: "the root", end: from };
+  if (!fat) return unfit(files, root, room);
+  const end = fat.offset + fat.bytes;
+  const within = { name: `the FAT that ends at ${end}`, end, align: SECTOR };
+  if (fat.bytes % AREA_ALIGN !== 0) return `the FAT has ${fat.bytes} bytes, no multiple of ${AREA_ALIGN}`;
+  const start = { what: "what is before the FAT", end: fat.offset };
+  return unfit([["the FAT", fat]], root, room) ?? unfit(files, start, within);
+}
+
+/** The first of some files, in their order, that does not stand behind the one before it and in its room. */
+function unfit(
+  files: readonly (readonly [what: string, file: BootFile])[],
+  start: { what: string; end: number },
+  room: { name: string; end: number; align: number },
+): string | undefined {
+  let before = start;
   for (const [what, { offset, bytes }] of files) {
     if (bytes === 0) return `${what} is empty`;
-    if (offset % AREA_ALIGN !== 0)
-      return `${what} is at byte ${offset}, which is no multiple of ${AREA_ALIGN}`;
+    if (offset % room.align !== 0)
+      return `${what} is at byte ${offset}, which is no multiple of ${room.align}`;
     if (offset < before.end) return `${what} begins at byte ${offset}, inside ${before.what}`;
-    if (offset + bytes > payloadBytes)
-      return `${what} ends at byte ${offset + bytes}, outside the payload of ${payloadBytes}`;
+    if (offset + bytes > room.end) return `${what} ends at byte ${offset + bytes}, outside ${room.name}`;
     before = { what, end: offset + bytes };
   }
   return undefined;
@@ -221,12 +256,12 @@ function readEntries(bytes: Uint8Array, view: DataView): Release["boot"] | strin
     const offset = Number(view.getBigUint64(at + 64, true));
     files.set(name, { offset, bytes: view.getUint32(at + 72, true), crc32: view.getUint32(at + 76) });
   }
-  const { kernel, initramfs, ...rest } = Object.fromEntries(files);
+  const { kernel, initramfs, [FAT]: fat, ...rest } = Object.fromEntries(files);
   if (!kernel || !initramfs) return `no ${kernel ? "initramfs" : "kernel"} among its entries`;
   const strange = Object.keys(rest).find((name) => !name.startsWith(DEVICE_TREE));
   if (strange !== undefined) return `an entry "${strange}" is unknown`;
   const deviceTrees = Object.entries(rest).map(([name, file]) => [name.slice(DEVICE_TREE.length), file]);
-  return { kernel, initramfs, deviceTrees: Object.fromEntries(deviceTrees) };
+  return { kernel, initramfs, deviceTrees: Object.fromEntries(deviceTrees), ...(fat ? { fat } : {}) };
 }
 
 function writeName(bytes: Uint8Array, at: number, name: string): void {

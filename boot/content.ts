@@ -25,8 +25,13 @@ export interface Release {
   floor: bigint;
   created: number;
   expires: number;
-  /** Where its boot files stand in the payload. */
-  boot: { kernel: BootFile; initramfs: BootFile; deviceTrees: Readonly<Record<string, BootFile>> };
+  /** Where its boot files stand in the payload. `fat`: the boot set for cards of tryboot, which kernel and initramfs are files of. */
+  boot: {
+    kernel: BootFile;
+    initramfs: BootFile;
+    deviceTrees: Readonly<Record<string, BootFile>>;
+    fat?: BootFile;
+  };
   /** The side file: the leaf hashes (and, later, the chunk index). */
   side: { bytes: number; sha256: string };
   /** Who signed it and was believed, by signer id. */

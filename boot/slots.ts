@@ -19,6 +19,8 @@ export interface SlotContent {
   kernel: BootFile;
   initramfs: BootFile;
   deviceTree?: BootFile;
+  /** The boot set it brings for tryboot, which no record has. */
+  fat?: BootFile;
 }
 
 /** Hash of nothing known. */

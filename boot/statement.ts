@@ -9,7 +9,7 @@
  * | `channel`, `version`, `min-from`, `floor` | version is unsigned, 64 bits; the lowest version that may install it; what the version floor becomes |
  * | `created`, `expires` | Unix seconds |
  * | `size`, `sha256`, `sha512` | of the payload |
- * | `boot` | `kernel`, `initramfs` and, by board, `dtb`: `{bytes, crc32, offset}` each |
+ * | `boot` | `kernel`, `initramfs`, by board `dtb`, and for tryboot alone `fat`: `{bytes, crc32, offset}` each |
  * | `side` | `{bytes, sha256}` of the side file |
  * | `chunks health prev rollout seeds trackers` | may stand there, and are not looked at |
  */
@@ -83,7 +83,12 @@ export function encodeStatement(statement: Statement): Encodable {
     "++": 1,
     alg: "ed25519",
     boards: statement.boards,
-    boot: { dtb: new Map(trees), initramfs: file(boot.initramfs), kernel: file(boot.kernel) },
+    boot: {
+      dtb: new Map(trees),
+      ...(boot.fat ? { fat: file(boot.fat) } : {}),
+      initramfs: file(boot.initramfs),
+      kernel: file(boot.kernel),
+    },
     channel: statement.channel,
     created: statement.created,
     expires: statement.expires,
@@ -109,7 +114,7 @@ const KEYS = ["++", "alg", "boards", "boot", "channel", "created", "expires", "f
 const UNREAD = ["chunks", "health", "prev", "rollout", "seeds", "trackers"];
 
 function readBoot(boot: Fields): Release["boot"] {
-  boot.only("dtb", "initramfs", "kernel");
+  boot.only("dtb", "fat", "initramfs", "kernel");
   const trees = boot.fields("dtb");
   const deviceTrees: [string, BootFile][] = trees.keys().map((board) => {
     if (!BOARD_NAME.test(board)) trees.refuse(board, `is not of the form ${BOARD_NAME}`);
@@ -119,6 +124,7 @@ function readBoot(boot: Fields): Release["boot"] {
     kernel: readFile(boot.fields("kernel")),
     initramfs: readFile(boot.fields("initramfs")),
     deviceTrees: Object.fromEntries(deviceTrees),
+    ...(boot.has("fat") ? { fat: readFile(boot.fields("fat")) } : {}),
   };
 }
 

@@ -23,6 +23,8 @@ export interface BootSwitch {
   read(): Promise<BootRecord>;
   /** Why it could not start a slot that holds this, with the numbers; undefined where it could. Reads nothing. */
   refuses?(content: SlotContent): string | undefined;
+  /** What belongs to the slot outside of its partition and is not what its payload says; undefined where nothing is. */
+  compare?(slot: SlotName, signal: AbortSignal): Promise<string | undefined>;
   /** Changes what a slot is. */
   setState(slot: SlotName, change: SlotChange): Promise<BootRecord>;
   /**

@@ -186,3 +186,35 @@ test.each([0, 95, 2 ** 63])("a squashfs of %d bytes is none", (bytes) => {
   image.writeBigUInt64LE(BigInt(bytes), 40);
   expect(squashfsBytes(image)).toBeUndefined();
 });
+
+test("a FAT takes the place of kernel and initramfs, which stand in it; without one no byte of a header is another", () => {
+  const facts = (bytes: number) => ({ bytes, crc32: 9 });
+  const files = { kernel: facts(700), initramfs: facts(600), deviceTrees: {} };
+  const fat = { ...facts(3 * 4096), kernelAt: 1024, initramfsAt: 2048 };
+  const laid = layOut(5000, { ...files, fat });
+  expect(laid).toEqual({
+    ...{ headerAt: 8192, payloadBytes: 6 * 4096 },
+    boot: {
+      kernel: { ...facts(700), offset: 12_288 + 1024 },
+      initramfs: { ...facts(600), offset: 12_288 + 2048 },
+      deviceTrees: {},
+      fat: { ...facts(3 * 4096), offset: 12_288 },
+    },
+  });
+  const whole = { version: 1n, name: "both", ...laid };
+  expect(decodeArea(encodeArea(whole))).toMatchObject({ boot: laid.boot });
+  const { boot } = laid;
+  const other = (change: Partial<typeof boot>) =>
+    misplaced({ ...boot, ...change }, laid.payloadBytes, 8192 + 4096);
+  const at = (offset: number, bytes = 600) => ({ offset, bytes, crc32: 9 });
+  expect(other({})).toBeUndefined();
+  expect(other({ kernel: at(8192 + 1024) })).toContain(
+    "the kernel begins at byte 9216, inside what is before the FAT",
+  );
+  expect(other({ initramfs: at(6 * 4096 - 512) })).toContain("outside the FAT that ends at 24576");
+  expect(other({ initramfs: at(12_288 + 1024 + 512) })).toContain("inside the kernel");
+  expect(other({ initramfs: at(12_288 + 2049) })).toContain("no multiple of 512");
+  expect(other({ fat: at(12_288, 4096 * 4) })).toContain("the FAT ends at byte 28672, outside the payload");
+  expect(other({ fat: at(8192, 4096 * 4) })).toContain("the FAT begins at byte 8192, inside the root");
+  expect(other({ fat: at(12_288, 4097) })).toContain("the FAT has 4097 bytes, no multiple of 4096");
+});

@@ -18,10 +18,13 @@ import { $ } from "bun";
 import { findArea } from "../boot/area.ts";
 import { FIRST_PARTITION, readPartitions } from "../boot/layout.ts";
 import { readRecords } from "../boot/records.ts";
+import { parseUpdate, readStatement } from "../boot/updatefile.ts";
 import { openDisk } from "../hal/disk.ts";
 import { buildImage, type Image, type ImageOptions } from "../image/fruitos/builder.ts";
 import { cpioOf } from "../image/fruitos/cpio.ts";
+import { makeInitramfs } from "../image/fruitos/initramfs.ts";
 import { addModules, findKernel, unpackKernel } from "../image/fruitos/kernel.ts";
+import { imageOptions } from "../image/fruitos/main.ts";
 import { chooseStarters, configTxt } from "../image/fruitos/models.ts";
 import { blockMap, compressCard } from "../image/fruitos/outputs.ts";
 import { checkSecrets } from "../image/fruitos/secrets.ts";
@@ -100,7 +103,7 @@ function make(out: string, more: Partial<ImageOptions> = {}): Promise<Image> {
       raw: "exact",
       time: 1_700_000_000,
     },
-    ...{ sizes: { boot: 40 * MiB, slot: 4 * MiB, data: 8 * MiB }, level: { root: 1, card: 1 } },
+    ...{ sizes: { boot: 40 * MiB, slot: 4 * MiB, data: 8 * MiB }, level: { root: 1, card: 1 }, floor: 6n },
     ...more,
   });
 }
@@ -166,6 +169,7 @@ built(
   const { all, newest } = await readRecords(disk, "cache");
   await disk.close();
   expect(all.map(({ record }) => record?.sequence)).toEqual([1, 2, 3, 4]);
+  expect(newest?.record.floor).toBe(6n);
   const { a, b } = newest?.record.slots ?? {};
   expect(a).toMatchObject({ state: "good", reason: "built", version: 7n, hash: hash.slice(0, 32) });
   expect(b).toMatchObject({ state: "empty", version: 0n });
@@ -211,6 +215,8 @@ built("e2fsck finds the data partition whole, and it says what slot a holds")(as
   const { update = "" } = (await once) ?? {};
   const held = await $`debugfs -R ${"cat /fruit/releases/a.fruit"} ${p4}`.quiet();
   expect(held.stdout.equals(readFileSync(update))).toBe(true);
+  const { proposal } = parseUpdate(held.stdout);
+  expect(proposal && readStatement(proposal)).toMatchObject({ version: 7n, floor: 6n });
 });
 
 built(
@@ -232,7 +238,7 @@ built(
   });
   await disk.close();
   const facts = JSON.parse(await $`unsquashfs -cat ${payload} etc/fruit/release.json`.text());
-  expect(facts).toMatchObject({ version: "7", channel: "stable" });
+  expect(facts).toMatchObject({ version: "7", channel: "stable", floor: "6" });
   expect(facts.boards).toContain("raspberrypi,3-model-b");
 });
 
@@ -450,6 +456,32 @@ test("a kernel is taken out of gzip, and out of the kernel's own wrapping", () =
   expect(Buffer.from(unpackKernel(wrapped, "k")).equals(image)).toBe(true);
 });
 
+test("an initramfs that U-Boot would not load is refused with both sizes", async () => {
+  const make = (most?: number) => makeInitramfs(root(), findKernel(root()), OVERLAY, most).initramfs;
+  const { length } = make();
+  expect(make(length)).toHaveLength(length);
+  expect(await refusal(() => make(length - 1))).toBe(
+    `the initramfs has ${length} bytes, U-Boot is made to load ${length - 1} at most`,
+  );
+});
+
+test.each([
+  ["--floor 6 --version 7", { floor: 6n, version: 7n }],
+  ["--version 7", { version: 7n }],
+  ["--floor 8 --version 7", "--floor 8: it is above the version, 7"],
+  ["--floor -1 --version 7", "--floor -1: an integer of 64 bits is wanted"],
+  ["--floor x", "--floor x: an integer of 64 bits is wanted"],
+  ["--version 18446744073709551616", "--version 18446744073709551616: an integer of 64 bits is wanted"],
+] as const)("bun run image -- %s", (words, meant) => {
+  const options = () =>
+    imageOptions(["--rootfs", "x.tar", ...words.replace("r -1", "r=-1").split(" ")], () => {});
+  if (typeof meant === "string") expect(options).toThrow(meant);
+  else {
+    const { floor, version } = options() ?? {};
+    expect({ floor, version }).toEqual({ floor: undefined, ...meant });
+  }
+});
+
 test("a kernel for which U-Boot has no room is refused", async () => {
   const image = kernelImage();
   image.writeBigUInt64LE(0x0700_0000n, 16);
@@ -484,7 +516,9 @@ test("every model gets a U-Boot that starts it; one whose chip it does not know 
   ]);
   tree.put("usr/share/u-boot/rpi_arm64/u-boot.bin", file("U-Boot 2023.01"));
   const old = chooseStarters(tree);
-  expect(old.without).toEqual(["pi5: U-Boot's rpi_arm64 has no driver for bcm2712"]);
+  expect(old.without).toEqual([
+    "pi5: U-Boot's rpi_arm64 has no driver for bcm2712, and for tryboot no device tree of such a board",
+  ]);
   expect(old.boards).not.toContain("raspberrypi,5-model-b");
   const config = configTxt(old, new Set(["disable-bt.dtbo"]), false);
   expect(config).toContain("# The good UART is the console's\ndtoverlay=disable-bt\n");

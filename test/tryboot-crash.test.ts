@@ -11,7 +11,7 @@ import { findAutoboot } from "../boot/tryboot/sector.ts";
 import { openTryboot } from "../boot/tryboot/switch.ts";
 import type { Image } from "./crash/disk.ts";
 import { seeded } from "./fakes.ts";
-import { makeCard, PLACES, putSystem, systemOf, wholeSystem } from "./tryboot/card.ts";
+import { makeCard, PLACES, systemOf, wholeSystem } from "./tryboot/card.ts";
 import { MemoryDisk } from "./tryboot/disk.ts";
 import { Firmware } from "./tryboot/firmware.ts";
 import { TrybootNode } from "./tryboot/node.ts";
@@ -23,6 +23,8 @@ const CONTENT = {
   kernel: { offset: 512, bytes: 1, crc32: 1 },
   initramfs: { offset: 1024, bytes: 1, crc32: 1 },
 };
+
+const NEW = systemOf("new");
 
 /** One write of the story, with what the firmware's flag was then. */
 interface Step {
@@ -48,13 +50,11 @@ async function story(health: Health): Promise<{ start: Image; steps: Step[] }> {
   return { start, steps };
 }
 
-/** Writes the new system into b, as the writer does: the first sector of the boot set last. */
+/** Writes the new system into b as the writer does; what is staged has its boot set by then. */
 async function install(node: TrybootNode): Promise<void> {
   const boot = await node.open();
   await boot.setState("b", { to: "writing", hash: CONTENT.hash });
-  const writes: Promise<void>[] = [];
-  putSystem({ write: (offset, bytes) => writes.push(node.disk.write(offset, bytes)) }, "b", systemOf("new"));
-  await Promise.all(writes);
+  await node.disk.write(PLACES.root.b.offset, NEW.root);
   await node.disk.flush();
   await boot.setState("b", { to: "staged", content: CONTENT });
 }

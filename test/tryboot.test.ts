@@ -461,6 +461,31 @@ test("a commit whose sector cannot be written leaves a to start from: b has fail
   });
 });
 
+test.each([
+  ["but for its first sector", 128 * 1024],
+  ["in its first sector", SECTOR],
+])(
+  "a boot set that the card stores otherwise %s is not staged, and written anew by the next install",
+  async (_, length) => {
+    const at = PLACES.boot.b.offset;
+    const node = new TrybootNode(new Firmware(), makeCard());
+    node.powerOn();
+    const it = await node.open();
+    await it.setState("b", { to: "writing", hash: CONTENT.hash });
+    node.disk.image.write(PLACES.root.b.offset, systemOf("new").root);
+    node.disk.trouble = (offset, bytes) =>
+      offset === at && bytes.length === length ? bytes.slice().fill(7, length - 9, length - 8) : undefined;
+    const staging = () => it.setState("b", { to: "staged", content: CONTENT });
+    await expect(staging()).rejects.toThrow("partition 3: from byte 0 on it reads back otherwise");
+    expect((await recordOf(node))?.slots.b.state).toBe("writing");
+    // Nothing starts what is not whole
+    if (length > SECTOR) expect(node.disk.image.read(at, SECTOR).every((byte) => byte === 0)).toBe(true);
+    node.disk.trouble = () => undefined;
+    await staging();
+    expect(wholeSystem(node.disk.image, "b", ["new"])).toBe("new");
+  },
+);
+
 test("a sector that the card stores otherwise is an error, not a commit", async () => {
   const node = await armedNode();
   node.reboot();
@@ -496,10 +521,11 @@ test("on a real file, by the kernel's own calls: arm, commit, and the bytes on t
   writeFileSync(path, node.disk.image.read(0, PLACES.disk));
   const disk = await openDisk(path, "write");
   try {
-    const open = (current: SlotName) => openTryboot({ disk, machine: node.firmware, current, now: () => 7 });
+    const open = (current: SlotName) =>
+      openTryboot({ disk, machine: node.firmware, current, now: () => 1_800_000_007 });
     await (await open("a")).armTrial("b", 3);
     const trial = await open("b");
-    expect(await trial.settle()).toMatchObject({ reason: "trial-started", time: 7 });
+    expect(await trial.settle()).toMatchObject({ reason: "trial-started", time: 1_800_000_007 });
     expect(await trial.setPrimary("b", { floor: 2n })).toMatchObject({ primary: "b" });
   } finally {
     await disk.close();

@@ -1,9 +1,6 @@
 /** The node's card as the agent uses it: every answer within a time, since a card that hangs must not hang the agent. */
-
-import { setTimeout as sleep } from "node:timers/promises";
-import { LEAF_BYTES } from "../../boot/content.ts";
 import type { Partition, SlotName } from "../../boot/layout.ts";
-import { hashLeaf, MerkleTree } from "../../boot/merkle.ts";
+import { type Pace, readHash } from "../../boot/readback.ts";
 import type { BootSwitch } from "../../boot/switch.ts";
 import { within } from "../../hal/limit.ts";
 import { type BlockDevice, HalError } from "../../hal/ports.ts";
@@ -30,8 +27,14 @@ export function openWithin<T>(opening: Promise<T>, close: (late: T) => unknown):
 
 /** The same switch; what takes too long throws `timeout`, and may still come true. */
 export function timely(boot: BootSwitch, name: string, limitMs = CARD_MS): BootSwitch {
-  const limited = <T>(work: Promise<T>) =>
-    within(limitMs, work, () => new HalError("timeout", `${name}: no answer within ${limitMs / 1000} s`));
+  const limited = <T>(work: Promise<T>, rest = "") =>
+    within(
+      limitMs,
+      work,
+      () => new HalError("timeout", `${name}: no answer within ${limitMs / 1000} s${rest}`),
+    );
+  const changing = <T>(work: Promise<T>) =>
+    limited(work, "; it may still be done, 'fruit boot status' says whether it is");
   return {
     kind: boot.kind,
     get current() {
@@ -39,62 +42,55 @@ export function timely(boot: BootSwitch, name: string, limitMs = CARD_MS): BootS
     },
     records: () => limited(boot.records()),
     read: () => limited(boot.read()),
-    setState: (slot, change) => limited(boot.setState(slot, change)),
-    setPrimary: (slot, why) => limited(boot.setPrimary(slot, why)),
-    armTrial: (slot, tries) => limited(boot.armTrial(slot, tries)),
+    setState: (slot, change) => changing(boot.setState(slot, change)),
+    setPrimary: (slot, why) => changing(boot.setPrimary(slot, why)),
+    armTrial: (slot, tries) => changing(boot.armTrial(slot, tries)),
     settle: () => limited(boot.settle()),
     ...(boot.refuses ? { refuses: boot.refuses.bind(boot) } : {}),
+    ...(boot.compare ? { compare: (slot, signal) => compared(boot, name, slot, signal) } : {}),
   };
 }
 
-/** What is read at once: large enough for the card, small enough for the memory. */
-const CHUNK_LEAVES = 64;
-/** Of the time of a chunk, that much again is left to others. */
-const REST = 1;
+/** Longest that a boot set may take to be read: 512 MiB from a slow card. */
+const COMPARE_MS = 5 * 60_000;
+
+function compared(boot: BootSwitch, name: string, slot: SlotName, signal: AbortSignal) {
+  const work = boot.compare?.(slot, signal) ?? Promise.resolve(undefined);
+  return within(
+    COMPARE_MS,
+    work,
+    () => new HalError("timeout", `${name}: no answer within ${COMPARE_MS / 1000} s`),
+  );
+}
+
+/** For a trial and whoever waits: pieces large enough for the card and small enough for the memory, and half of the time for others. */
+const PROMPT: Pace = { bytes: 1024 * 1024, limitMs: CARD_MS, restMs: (took) => took };
 
 /**
- * Reads a slot's payload from the medium and compares its hash tree with the hash that the record has. Says what is wrong;
- * undefined where nothing is.
+ * Reads a slot's payload from the medium and compares its hash tree with the hash that the record has, and then the boot set, where
+ * the card has one, with that payload. Says what is wrong; undefined where nothing is.
  */
 export async function readThrough(
-  { disk, slots }: Pick<OpenCard, "disk" | "slots">,
+  { disk, slots, boot }: Pick<OpenCard, "disk" | "slots"> & Partial<Pick<OpenCard, "boot">>,
   slot: SlotName,
   expected: { hash: string; payloadBytes: number },
   signal: AbortSignal,
+  pace = PROMPT,
 ): Promise<string | undefined> {
   const { bytes } = slots[slot];
   const { payloadBytes, hash } = expected;
   if (payloadBytes === 0 || payloadBytes > bytes)
     return `slot ${slot} has ${bytes} bytes, its record speaks of ${payloadBytes}`;
-  const found = await hashOf({ disk, slots }, slot, payloadBytes, signal);
-  return found === hash ? undefined : `slot ${slot} reads as ${found}, its record says ${hash}`;
+  const found = await hashOf({ disk, slots }, slot, payloadBytes, signal, pace);
+  if (found !== hash) return `slot ${slot} reads as ${found}, its record says ${hash}`;
+  return boot?.compare?.(slot, signal);
 }
 
-/** Reads the first bytes of a slot from the medium: the first 16 bytes of their hash, hex. Memory is that of one chunk. */
-export async function hashOf(
+/** The hash of the first bytes of a slot, as a record keeps it, read from the medium. */
+export const hashOf = (
   { disk, slots }: Pick<OpenCard, "disk" | "slots">,
   slot: SlotName,
   payloadBytes: number,
   signal: AbortSignal,
-): Promise<string> {
-  const { offset, bytes } = slots[slot];
-  const tree = new MerkleTree();
-  const step = CHUNK_LEAVES * LEAF_BYTES;
-  for (let at = 0; at < payloadBytes; at += step) {
-    signal.throwIfAborted();
-    const began = performance.now();
-    const length = Math.min(step, payloadBytes - at);
-    // Whole sectors of the medium; what follows a payload is still the slot's
-    const read = disk.readMedium(offset + at, Math.min(Math.ceil(length / 4096) * 4096, bytes - at));
-    const chunk = await within(
-      CARD_MS,
-      read,
-      () =>
-        new HalError("timeout", `${disk.name}: no answer at byte ${offset + at} within ${CARD_MS / 1000} s`),
-    );
-    for (let leaf = 0; leaf < length; leaf += LEAF_BYTES)
-      tree.add(hashLeaf(chunk.subarray(leaf, Math.min(leaf + LEAF_BYTES, length))));
-    await sleep((performance.now() - began) * REST, undefined, { signal });
-  }
-  return Buffer.from(tree.root().subarray(0, 16)).toString("hex");
-}
+  pace = PROMPT,
+): Promise<string> => readHash(disk, slots[slot], payloadBytes, pace, signal);

@@ -133,6 +133,7 @@ function bootRows({ boot, side }: Statement): string[][] {
   return [
     ["kernel", file(boot.kernel)],
     ["initramfs", file(boot.initramfs)],
+    ...(boot.fat ? [["boot set", `${file(boot.fat)}, for tryboot`]] : []),
     ...Object.entries(boot.deviceTrees).map(([board, tree]) => ["device tree", `${board}, ${file(tree)}`]),
     ["side file", `${megabytes(side.bytes)}, SHA-256 ${side.sha256}`],
   ];

@@ -5,6 +5,7 @@ import { dirname, join } from "node:path";
 import {
   type BootArea,
   encodeArea,
+  type FatFacts,
   type FileFacts,
   findArea,
   layOut,
@@ -13,6 +14,7 @@ import {
 import type { Release } from "../../boot/content.ts";
 import { encodeSideHeader } from "../../boot/side.ts";
 import type { Statement } from "../../boot/statement.ts";
+import { LOADS } from "../../boot/uboot/switch.ts";
 import { encodeUpdate, RELEASE_NAME } from "../../boot/updatefile.ts";
 import { openDisk } from "../../hal/disk.ts";
 import { CliError, EXIT } from "../terminal.ts";
@@ -33,6 +35,8 @@ export interface Parts {
   initramfs: string;
   /** By the `compatible` string of the board. */
   deviceTrees: Readonly<Record<string, string>>;
+  /** For tryboot: the boot set of slot a, and where in it kernel and initramfs stand. */
+  fat?: { path: string } & Pick<FatFacts, "kernelAt" | "initramfsAt">;
 }
 
 /** What is stated of a release beyond its bytes. */
@@ -50,17 +54,20 @@ export async function writePayload(
 ): Promise<void> {
   const rootBytes = (await superblockOf(parts.root)).bytes;
   const deviceTrees: Record<string, FileFacts> = {};
-  for (const [board, file] of Object.entries(parts.deviceTrees)) deviceTrees[board] = await filled(file);
+  for (const [board, file] of Object.entries(parts.deviceTrees))
+    deviceTrees[board] = await fitting(file, LOADS.deviceTree);
   const { headerAt, payloadBytes, boot } = layOut(rootBytes, {
-    kernel: await filled(parts.kernel),
-    initramfs: await filled(parts.initramfs),
+    kernel: await fitting(parts.kernel, LOADS.kernel),
+    initramfs: await fitting(parts.initramfs, LOADS.initramfs),
     deviceTrees,
+    ...(parts.fat ? { fat: { ...parts.fat, ...(await factsOf(parts.fat.path)) } } : {}),
   });
   const header = encodeArea({ ...release, payloadBytes, boot });
   await replacing(path, async (file) => {
     await file.truncate(payloadBytes); // what nothing is written to is zeros
     await copy(parts.root, file, 0, rootBytes, signal);
     await writeAll(file, header, headerAt);
+    if (parts.fat && boot.fat) return copy(parts.fat.path, file, boot.fat.offset, boot.fat.bytes, signal);
     await copy(parts.kernel, file, boot.kernel.offset, boot.kernel.bytes, signal);
     await copy(parts.initramfs, file, boot.initramfs.offset, boot.initramfs.bytes, signal);
     for (const [board, tree] of Object.entries(boot.deviceTrees))
@@ -97,19 +104,24 @@ export async function areaOf(payload: string): Promise<BootArea> {
   }
 }
 
-/** Throws `CliError` unless every boot file in a payload has the CRC-32 that is said of it. */
+/** Throws `CliError` unless U-Boot would load every boot file in a payload: no longer than it takes, with the CRC-32 that is said of it. */
 export async function checkBootFiles(payload: string, boot: Release["boot"]): Promise<void> {
   const files = [
-    ["kernel", boot.kernel] as const,
-    ["initramfs", boot.initramfs] as const,
-    ...Object.entries(boot.deviceTrees).map(([board, tree]) => [`device tree of ${board}`, tree] as const),
+    ["kernel", LOADS.kernel, boot.kernel] as const,
+    ["initramfs", LOADS.initramfs, boot.initramfs] as const,
+    ...Object.entries(boot.deviceTrees).map(
+      ([board, tree]) => [`device tree of ${board}`, LOADS.deviceTree, tree] as const,
+    ),
+    ...(boot.fat ? [["boot set", Number.POSITIVE_INFINITY, boot.fat] as const] : []),
   ];
-  for (const [what, { offset, bytes, crc32 }] of files) {
+  for (const [what, most, { offset, bytes, crc32 }] of files) {
+    const where = `${payload}: the ${what} at byte ${offset}`;
+    if (bytes > most) throw new CliError(EXIT.refused, `${where}: ${tooLong(bytes, most)}`);
     const found = await factsOf(payload, offset, bytes);
     if (found.bytes !== bytes || found.crc32 !== crc32)
       throw new CliError(
         EXIT.refused,
-        `${payload}: the ${what} at byte ${offset} has CRC-32 ${found.crc32.toString(16)}, not ${crc32.toString(16)}`,
+        `${where} has CRC-32 ${found.crc32.toString(16)}, not ${crc32.toString(16)}`,
       );
   }
 }
@@ -208,11 +220,15 @@ class SideWriter {
 /** Hashes written at once: 64 KiB, which is half a second of reading the payload. */
 const PORTION = 2048;
 
-async function filled(path: string): Promise<FileFacts> {
+/** A boot file that has something in it and that U-Boot would load. */
+async function fitting(path: string, most: number): Promise<FileFacts> {
   const facts = await factsOf(path);
   if (facts.bytes === 0) throw new CliError(EXIT.usage, `${path}: it is empty`);
+  if (facts.bytes > most) throw new CliError(EXIT.usage, `${path}: ${tooLong(facts.bytes, most)}`);
   return facts;
 }
+
+const tooLong = (bytes: number, most: number) => `${bytes} bytes; U-Boot is made to load ${most} at most`;
 
 /** Copies `length` bytes to where nothing has been written: zeros are left to be a hole. */
 async function copy(

@@ -240,7 +240,7 @@ function problemOf(found: Numbers, clusters: number, partition: Partition): stri
 }
 
 /** Bytes past the kernel's cache: a partition and its disk are cached apart. */
-async function medium(disk: BlockDevice, offset: number, length: number): Promise<Uint8Array> {
+export async function medium(disk: BlockDevice, offset: number, length: number): Promise<Uint8Array> {
   const from = offset - (offset % PAGE);
   const bytes = await disk.readMedium(from, Math.ceil((offset + length - from) / PAGE) * PAGE);
   return bytes.subarray(offset - from, offset - from + length);

@@ -10,15 +10,24 @@
  * - The flag is read back, and this proves only that it was stored: of a Zero 2 W it is reported that the firmware stores it,
  *   clears it and starts the ordinary slot. Such a trial ends as `tries-spent`, and the node runs what it ran.
  *
+ * Order of an install's end: boot set but for its first sector → that sector → record *staged*, each read back.
  * Order of a trial and its end: record *armed* → flag → restart → record *started* → record *committing* → sector → record *good*.
  */
 import { randomInt } from "node:crypto";
 import type { BlockDevice, Machine } from "../../hal/ports.ts";
-import { otherSlot, SECTOR, type SlotName } from "../layout.ts";
-import { type BootRecord, changeRecord, type Reason, RecordError, readRecords } from "../records.ts";
-import { arm, begin, confirm, fail, rollBack, SlotRefusal, stage } from "../slots.ts";
+import { otherSlot, SECTOR, SLOTS, type SlotName } from "../layout.ts";
+import {
+  type BootRecord,
+  changeRecord,
+  type Reason,
+  RecordError,
+  readRecords,
+  timeAfter,
+} from "../records.ts";
+import { arm, begin, confirm, fail, rollBack, type SlotContent, SlotRefusal, stage } from "../slots.ts";
 import type { BootSwitch, SlotChange } from "../switch.ts";
 import { makeAutoboot, primaryOf } from "./autoboot.ts";
+import { bootSetProblem, fillBootSet } from "./bootset.ts";
 import { readTrybootCard, type TrybootCard } from "./layout.ts";
 import { type AutobootSector, checkBootSet, findAutoboot, writeAutoboot } from "./sector.ts";
 
@@ -75,9 +84,22 @@ export class TrybootSwitch implements BootSwitch {
     return newest.record;
   }
 
+  refuses({ fat }: SlotContent): string | undefined {
+    if (!fat) return "it is a release for U-Boot, and on this card the firmware chooses the slot (tryboot)";
+    // Either slot's: both have the same size, and which one is meant is not asked
+    const most = Math.min(...SLOTS.map((slot) => this.card.slots[slot].boot.bytes));
+    return fat.bytes > most
+      ? `its boot set has ${fat.bytes} bytes, the boot partition ${most}, ${fat.bytes - most} too few`
+      : undefined;
+  }
+
+  compare(slot: SlotName, signal: AbortSignal): Promise<string | undefined> {
+    return bootSetProblem(this.#disk, this.card.slots[slot], slot, signal);
+  }
+
   async setState(slot: SlotName, change: SlotChange): Promise<BootRecord> {
     if (change.to === "writing") return this.#begin(slot, change.hash);
-    if (change.to === "staged") return this.#change((record) => stage(record, slot, change.content));
+    if (change.to === "staged") return this.#stage(slot, change.content);
     const record = await this.#change((before) => fail(before, slot, change.reason));
     this.#clearFlag();
     return record;
@@ -144,6 +166,15 @@ export class TrybootSwitch implements BootSwitch {
     await this.#disk.write(this.card.slots[slot].boot.offset, new Uint8Array(SECTOR));
     await this.#disk.flush();
     return record;
+  }
+
+  /** The boot set first: what the record calls staged can be started. */
+  async #stage(slot: SlotName, { fat, ...content }: SlotContent): Promise<BootRecord> {
+    if (slot === this.current)
+      throw new SlotRefusal(`this system runs from slot ${slot}; it is never written`);
+    stage(await this.read(), slot, content);
+    await fillBootSet(this.#disk, this.card.slots[slot], slot);
+    return this.#change((record) => stage(record, slot, content));
   }
 
   /** The decision first, then the sector, then that it is done: in between, `settle` brings it to its end. */
@@ -217,7 +248,10 @@ export class TrybootSwitch implements BootSwitch {
   }
 
   #change(change: (record: BootRecord) => BootRecord): Promise<BootRecord> {
-    return changeRecord(this.#disk, (record) => ({ ...change(record), time: this.#now() }));
+    return changeRecord(this.#disk, (record) => ({
+      ...change(record),
+      time: timeAfter(record, this.#now()),
+    }));
   }
 
   #setFlag(): void {

@@ -11,7 +11,9 @@
 # these. A Pi 5 needs 2024.04 or later (rpi_arm64); with an older one it starts by tryboot. Emulated: rpi_3 in every case of
 # test/proof/uboot.proof.ts, rpi_arm64 in some by hand, rpi_4 never. No saved environment is written, none is needed.
 # The stock builds wait two seconds for a key on serial line and keyboard, and any byte will do: what talks on the line of the
-# console by itself (or a line left open) stops a node there for ever. With enable_uart=0 they have no serial line.
+# console by itself (or a line left open) stops a node there for ever. With enable_uart=0 the firmware leaves GPIO 14 and 15
+# unconnected, and U-Boot's drivers pass over a line that is (drivers/serial/serial_bcm283x_mu.c, serial_bcm283x_pl011.c), though
+# the help of its Kconfig demands enable_uart=1 of Pi 3 and 4: not tried. The console of a Pi 5 is on a connector of its own.
 #
 # Numbers are hexadecimal, as U-Boot has them. What must not be forgotten about its shell: there are no functions, so
 # commands stand in variables for `run`; no apostrophe and no comment may stand inside them; `booti` returns only if it failed.
@@ -23,7 +25,7 @@
 #   0d000000  the firmware's device tree, moved away from wherever it lies, with room for what booti adds
 #   0e000000  the record that counts, 0e000200 the one read last, 0e000400 a CRC-32 as U-Boot stores it, 0e000410 as the
 #             records have it (big-endian), 0e000600 the record as it was
-#   10000000  a packed kernel is unpacked here, at most 04000000 bytes
+#   10000000  a packed kernel is unpacked here, at most 05000000 bytes as well
 #
 # A record, at 0e000000: +8 sequence, +c primary, +10 trial, +14 trial id, +18 tries left, +1c started, +24 reason,
 # +40 slot a, +c0 slot b, +1fc CRC-32. A slot: +0 state (3 trying, 4 good, 5 failed), +4 reason (1 trial-started, 2 tries-spent,

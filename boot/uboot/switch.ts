@@ -12,6 +12,7 @@ import {
   type Reason,
   RecordError,
   readRecords,
+  timeAfter,
 } from "../records.ts";
 import { arm, begin, confirm, fail, rollBack, type SlotContent, SlotRefusal, stage } from "../slots.ts";
 import type { BootSwitch, SlotChange } from "../switch.ts";
@@ -19,6 +20,8 @@ import type { BootSwitch, SlotChange } from "../switch.ts";
 const MiB = 1024 * 1024;
 /** The longest files that `boot.cmd` loads, bytes: it takes longer ones for damaged. They fit a board of 512 MiB. */
 export const LOADS = { kernel: 80 * MiB, initramfs: 96 * MiB, deviceTree: MiB } as const;
+/** The most a kernel may take once it runs (`image_size` of its header), bytes: behind that lies its initramfs. */
+export const KERNEL_ROOM = 94 * MiB;
 
 /** What the switch works with. */
 export interface UBootParts {
@@ -61,6 +64,8 @@ export class UBootSwitch implements BootSwitch {
   }
 
   refuses(content: SlotContent): string | undefined {
+    if (content.fat)
+      return "it is a release for cards on which the firmware chooses the slot (tryboot), and this one is U-Boot's";
     for (const [name, most] of Object.entries(LOADS)) {
       const bytes = content[name as keyof typeof LOADS]?.bytes ?? 0;
       if (bytes > most) return `its ${name} has ${bytes} bytes, U-Boot is made to load ${most} at most`;
@@ -105,7 +110,7 @@ export class UBootSwitch implements BootSwitch {
   /** One after the other, on disks too that know no `exclusively`. */
   #change(change: (record: BootRecord) => BootRecord): Promise<BootRecord> {
     const turn = this.#turn.then(() =>
-      changeRecord(this.#disk, (record) => ({ ...change(record), time: this.#now() })),
+      changeRecord(this.#disk, (record) => ({ ...change(record), time: timeAfter(record, this.#now()) })),
     );
     this.#turn = turn.catch(() => undefined);
     return turn;

@@ -14,22 +14,26 @@ import {
 } from "node:fs";
 import { basename, join } from "node:path";
 import { gzipSync } from "node:zlib";
+import { PARTITIONS, SLOTS } from "../../boot/layout.ts";
 import { FORMAT, type SlotRecord } from "../../boot/records.ts";
 import { NO_HASH } from "../../boot/slots.ts";
+import type { SwitchKind } from "../../boot/switch.ts";
+import { TRYBOOT_PARTITIONS } from "../../boot/tryboot/layout.ts";
 import { build, provenance } from "../build.ts";
-import { idOf, partitionsOf, type Sizes, writeCard } from "./card.ts";
+import { idOf, partitionsOf, type Sizes, trybootPartitionsOf, writeCard } from "./card.ts";
 import { boardOf } from "./devicetree.ts";
 import { makeExt4, makeFat, makeSquashfs } from "./filesystems.ts";
-import { bootFiles } from "./firmware.ts";
+import { bootFiles, trybootFiles } from "./firmware.ts";
 import { makeInitramfs } from "./initramfs.ts";
 import { findKernel, type Kernel } from "./kernel.ts";
-import { chooseStarters } from "./models.ts";
+import { chooseStarters, type Starters } from "./models.ts";
 import { blockMap, compressCard, writeChecksum } from "./outputs.ts";
 import { makePayload, type Payload } from "./payload.ts";
 import { finishRoot, readRoot } from "./root.ts";
 import { checkSecrets } from "./secrets.ts";
 import { BuildError, missingPackages } from "./tools.ts";
 import { bytesOf, type Content, fileContent, type Tree } from "./tree.ts";
+import { finishTrybootCard, makeBootSet, setApart } from "./tryboot.ts";
 
 const MiB = 1 << 20;
 
@@ -53,6 +57,8 @@ export interface ImageOptions {
   agent?: string;
   /** The release's channel. */
   channel?: string;
+  /** Once this release is good nothing lower is installed; 0 unless given. */
+  floor?: bigint;
   /** Slot b holds the same as slot a; otherwise it is empty. */
   both?: boolean;
   /** The release only, no card. */
@@ -80,6 +86,8 @@ export interface Image {
   raw?: string;
   /** The content hash, hex. */
   hash: string;
+  /** The same for the boards that U-Boot does not start, beside that for those that it does. */
+  tryboot?: Image;
 }
 
 const SIZES: Sizes = { boot: 256 * MiB, slot: 1024 * MiB, data: 256 * MiB };
@@ -93,58 +101,100 @@ export async function buildImage(options: ImageOptions): Promise<Image> {
   mkdirSync(options.out, { recursive: true });
   const work = mkdtempSync(join(options.out, ".building-"));
   try {
-    return await make(options, work, `fruitos-${options.version}-${arch}`);
+    return await make(options, work);
   } finally {
     rmSync(work, { recursive: true, force: true });
   }
 }
 
-async function make(options: ImageOptions, work: string, name: string): Promise<Image> {
-  const { tell = () => {}, version, channel = "stable", level = { root: 15, card: 9 }, rootfs } = options;
+async function make(options: ImageOptions, work: string): Promise<Image> {
+  const { tell = () => {}, rootfs } = options;
   const time = options.time ?? Number(process.env.SOURCE_DATE_EPOCH ?? (await provenance()).time);
-  const overlay = options.overlay ?? join(import.meta.dir, "../rootfs");
   const root = typeof rootfs === "string" ? await readRoot(rootfs, work) : await rootfs(work);
   const kernel = findKernel(root);
-  const starters = chooseStarters(root);
-  const { boards } = starters;
+  const starters = chooseStarters(root, kernel.deviceTrees);
   for (const why of starters.without) tell(`left out: ${why}`);
-  tell(`kernel ${kernel.version}, ${boards.length} boards`);
-
+  for (const { model, why } of starters.tryboot)
+    tell(`${model.filter}: on a card of its own, where the firmware chooses the slot (tryboot): ${why}`);
   const agent = options.agent ?? (await build("arm64-musl"));
-  const system = finishRoot(root, {
-    ...{ overlay, agent, files: options.files ?? {}, release: { name, version, boards, channel } },
-  });
+  const parts = { options, work, root, kernel, starters, agent, time };
+  const made: Image[] = [];
+  if (starters.models.length > 0) made.push(await makeKind("uboot", parts));
+  if (starters.tryboot.length > 0) made.push(await makeKind("tryboot", parts));
+  // Nothing before all of it is there
+  const [first, second] = made.map((one) => handOut(one, options.out));
+  if (!first) throw new BuildError("no board starts from this root");
+  return second ? { ...first, tryboot: second } : first;
+}
+
+/** What the images of a build have in common. */
+interface Build {
+  options: ImageOptions;
+  work: string;
+  root: Tree;
+  kernel: Kernel;
+  starters: Starters;
+  agent: string;
+  time: number;
+}
+
+/** The release, and the card, for the boards that one kind of switch is for. */
+async function makeKind(kind: SwitchKind, parts: Build): Promise<Image> {
+  const { options, work, root, kernel, starters, agent, time } = parts;
+  const { tell = () => {}, version, channel = "stable", floor = 0n, level = { root: 15, card: 9 } } = options;
+  const overlay = options.overlay ?? join(import.meta.dir, "../rootfs");
+  const models = starters.tryboot.map(({ model }) => model);
+  const boards = kind === "uboot" ? starters.boards : models.flatMap((model) => model.boards);
+  const name = `fruitos-${version}-aarch64${kind === "uboot" ? "" : "-tryboot"}`;
+  tell(`${name}: kernel ${kernel.version}, ${boards.length} boards`);
+  const release = { name, version, boards, channel, floor };
+  const system = finishRoot(root, { overlay, agent, files: options.files ?? {}, release });
   checkSecrets(system);
   const { initramfs, rescue } = makeInitramfs(system, kernel, overlay);
   const squashfs = join(work, "root.squashfs");
   await makeSquashfs(squashfs, system, level.root);
-  const payload = await makePayload(
-    work,
-    // Packed: U-Boot reads a third of it
-    { root: squashfs, kernel: gzipSync(kernel.image), initramfs, deviceTrees: treesOf(kernel, boards) },
-    { name, version, boards, channel, time },
-  );
+  // Packed: a third of it is read
+  const image = gzipSync(kernel.image);
+  const trybootSet = { root, kernel, models, image };
+  const bootSet = kind === "tryboot" && {
+    deviceTrees: new Map(),
+    fat: await makeBootSet(join(work, "bootset.fat"), {
+      ...{ id: idOf(`${name} boot set`), time },
+      files: trybootFiles({ ...trybootSet, initramfs, is: "slot" }),
+    }),
+  };
+  const files = {
+    root: squashfs,
+    kernel: image,
+    initramfs,
+    deviceTrees: treesOf(kernel, boards),
+    ...bootSet,
+  };
+  const payload = await makePayload(work, files, { ...release, time });
   rmSync(squashfs);
   tell(`payload of ${inMiB(payload.area.payloadBytes)} MiB, ${payload.hash}`);
   const { area, ...made } = { name, ...payload };
-  if (options.payloadOnly) return handOut(made, options.out);
+  if (options.payloadOnly) return made;
 
   const config = options.config === undefined ? {} : { config: readFileSync(options.config) };
   const script = readFileSync(join(import.meta.dir, "../../boot/uboot/boot.cmd"), "utf8");
-  const files = bootFiles({ root, kernel, starters, rescue, script, time, ...config });
+  const first =
+    kind === "uboot"
+      ? bootFiles({ root, kernel, starters, rescue, script, time, ...config })
+      : trybootFiles({ ...trybootSet, initramfs: rescue, is: "rescue", ...config });
   const card = join(work, `${name}.img`);
-  await makeCard(card, { name, payload, files, time, options });
+  await makeCard(card, { kind, name, payload, files: first, time, options });
   compressCard(card, `${card}.zst`, level.card);
   writeFileSync(`${card}.bmap`, blockMap(card));
   tell(`card of ${inMiB(statSync(card).size)} MiB, ${inMiB(statSync(`${card}.zst`).size)} MiB compressed`);
   if (options.raw === "power-of-two") truncateSync(card, 2 ** Math.ceil(Math.log2(statSync(card).size)));
   const raw = options.raw ? { raw: card } : {};
   const checksum = writeChecksum(`${card}.zst`);
-  return handOut({ ...made, image: `${card}.zst`, checksum, blockMap: `${card}.bmap`, ...raw }, options.out);
+  return { ...made, image: `${card}.zst`, checksum, blockMap: `${card}.bmap`, ...raw };
 }
 
 /** Moves what was made to where it is wanted. */
-function handOut({ name, hash, ...made }: Image, folder: string): Image {
+function handOut({ name, hash, tryboot, ...made }: Image, folder: string): Image {
   const there = Object.entries(made).map(([what, path]) => {
     const to = join(folder, basename(path));
     renameSync(path, to);
@@ -168,6 +218,7 @@ function treesOf(kernel: Kernel, boards: readonly string[]): Map<string, Content
 async function makeCard(
   out: string,
   made: {
+    kind: SwitchKind;
     name: string;
     payload: Payload;
     files: ReadonlyMap<string, Content>;
@@ -175,12 +226,14 @@ async function makeCard(
     options: ImageOptions;
   },
 ): Promise<void> {
-  const { name, payload, files, time, options } = made;
+  const { kind, name, payload, files, time, options } = made;
   const sizes = { ...SIZES, ...options.sizes };
-  const partitions = partitionsOf(sizes);
+  const { partitionsOf, a, b, data } = LAYOUTS[kind];
+  const slots = options.both ? SLOTS : (["a"] as const);
   const seed = `${name} ${payload.hash}`;
   await makeFat(`${out}.fat`, { bytes: sizes.boot, label: "FRUIT", id: idOf(`${seed} boot`), time, files });
-  const holds: [string, Content][] = (options.both ? ["a", "b"] : ["a"]).flatMap((slot) => [
+  if (kind === "tryboot") await setApart(`${out}.fat`);
+  const holds: [string, Content][] = slots.flatMap((slot) => [
     [`fruit/releases/${slot}.fruit`, fileContent(payload.update)] as [string, Content],
     [`fruit/releases/${slot}.side`, fileContent(payload.side)] as [string, Content],
   ]);
@@ -190,20 +243,34 @@ async function makeCard(
   });
   const good = goodSlot(payload);
   writeCard(out, {
-    partitions,
+    partitions: partitionsOf(sizes),
     id: idOf(seed),
     record: {
-      ...{ format: FORMAT, sequence: 1, primary: "a", confirmed: 0, reason: "built", time, floor: 0n },
+      ...{
+        format: FORMAT,
+        sequence: 1,
+        primary: "a",
+        confirmed: 0,
+        reason: "built",
+        time,
+        floor: options.floor ?? 0n,
+      },
       slots: { a: good, b: options.both ? good : EMPTY },
     },
     contents: {
       1: `${out}.fat`,
-      2: payload.payload,
-      ...(options.both ? { 3: payload.payload } : {}),
-      4: `${out}.data`,
+      [a]: payload.payload,
+      ...(options.both ? { [b]: payload.payload } : {}),
+      [data]: `${out}.data`,
     },
   });
+  if (kind === "tryboot") await finishTrybootCard(out, slots);
 }
+
+const LAYOUTS = {
+  uboot: { partitionsOf, ...PARTITIONS },
+  tryboot: { partitionsOf: trybootPartitionsOf, ...TRYBOOT_PARTITIONS.root, data: TRYBOOT_PARTITIONS.data },
+};
 
 const EMPTY: SlotRecord = { state: "empty", reason: "none", version: 0n, hash: NO_HASH, payloadBytes: 0 };
 

@@ -11,6 +11,7 @@ import {
   SECTOR,
 } from "../../boot/layout.ts";
 import { type BootRecord, encodeRecord } from "../../boot/records.ts";
+import { EXTENDED_LBA, TRYBOOT_PARTITIONS } from "../../boot/tryboot/layout.ts";
 import { BuildError } from "./tools.ts";
 
 /** Partitions start at multiples of this, an erase block of a card. */
@@ -26,35 +27,85 @@ export interface Sizes {
 }
 
 /** The four partitions of a card of these sizes. */
-export function partitionsOf(sizes: Sizes): Partition[] {
-  let offset: number = FIRST_PARTITION;
-  const wanted = [
-    [PARTITIONS.boot, FAT32_LBA, sizes.boot],
-    [PARTITIONS.a, LINUX, sizes.slot],
-    [PARTITIONS.b, LINUX, sizes.slot],
-    [PARTITIONS.data, LINUX, sizes.data],
-  ] as const;
+export const partitionsOf = ({ boot, slot, data }: Sizes): Partition[] =>
+  laidOut(FIRST_PARTITION, 0, [
+    [PARTITIONS.boot, FAT32_LBA, boot],
+    [PARTITIONS.a, LINUX, slot],
+    [PARTITIONS.b, LINUX, slot],
+    [PARTITIONS.data, LINUX, data],
+  ]);
+
+/** The seven of a card of tryboot, whose first three have the same size; in front of each logical one is room for its table. */
+export function trybootPartitionsOf({ boot: bytes, slot, data }: Sizes): Partition[] {
+  const { selector, boot, extended, root, data: last } = TRYBOOT_PARTITIONS;
+  const primary = laidOut(FIRST_PARTITION, 0, [
+    [selector, FAT32_LBA, bytes],
+    [boot.a, FAT32_LBA, bytes],
+    [boot.b, FAT32_LBA, bytes],
+  ]);
+  const offset = endOf(primary);
+  const logical = laidOut(offset, ALIGNMENT, [
+    [root.a, LINUX, slot],
+    [root.b, LINUX, slot],
+    [last, LINUX, data],
+  ]);
+  return [
+    ...primary,
+    { number: extended, type: EXTENDED_LBA, offset, bytes: endOf(logical) - offset },
+    ...logical,
+  ];
+}
+
+const endOf = (partitions: readonly Partition[]) =>
+  Math.max(...partitions.map(({ offset, bytes }) => offset + bytes));
+
+/** Partitions of number, type and size one behind the other, with a gap in front of each. */
+function laidOut(
+  from: number,
+  gap: number,
+  wanted: readonly (readonly [number: number, type: number, bytes: number])[],
+): Partition[] {
+  let offset = from;
   return wanted.map(([number, type, bytes]) => {
     if (bytes <= 0 || bytes % ALIGNMENT !== 0)
       throw new BuildError(`partition ${number} has ${bytes} bytes, not a multiple of ${ALIGNMENT}`);
-    const partition = { number, type, offset, bytes };
-    offset += bytes;
+    const partition = { number, type, offset: offset + gap, bytes };
+    offset += gap + bytes;
     return partition;
   });
 }
 
-/** The first sector of a card. `id` is its disk signature. */
-export function partitionTable(partitions: readonly Partition[], id: number): Uint8Array {
+/** The tables of a card by their offsets: that in the first sector, and one in front of each logical partition. `id` is its disk signature. */
+export function partitionTables(partitions: readonly Partition[], id: number): [number, Uint8Array][] {
+  const logical = partitions.filter(({ number }) => number > 4);
+  const first = tableOf(partitions.filter(({ number }) => number <= 4));
+  new DataView(first.buffer).setUint32(0x1b8, id, true);
+  const start = partitions.find(({ type }) => type === EXTENDED_LBA)?.offset ?? 0;
+  return [
+    [0, first],
+    ...logical.map((own, index): [number, Uint8Array] => {
+      const at = own.offset - ALIGNMENT;
+      const next = logical[index + 1];
+      // The link counts from the start of the extended partition, its own from here
+      const from = next && next.offset - ALIGNMENT;
+      const link = next && { type: 0x05, offset: (from ?? 0) - start, bytes: ALIGNMENT + next.bytes };
+      const rows = [{ ...own, number: 1, offset: ALIGNMENT }, ...(link ? [{ ...link, number: 2 }] : [])];
+      return [at, tableOf(rows, false)];
+    }),
+  ];
+}
+
+/** One table; a row is the number of its partition. */
+function tableOf(partitions: readonly Partition[], hasActive = true): Uint8Array {
   const sector = new Uint8Array(SECTOR);
   const view = new DataView(sector.buffer);
-  view.setUint32(0x1b8, id, true);
   for (const { number, type, offset, bytes } of partitions) {
     const at = 0x1be + (number - 1) * 16;
     if ((offset + bytes) / SECTOR > 0xffff_ffff)
       throw new BuildError(
         `partition ${number} ends at byte ${offset + bytes}, past what a partition table can say`,
       );
-    view.setUint8(at, number === PARTITIONS.boot ? 0x80 : 0);
+    view.setUint8(at, hasActive && number === PARTITIONS.boot ? 0x80 : 0);
     // Cylinders, heads and sectors say "ask the numbers below", as every tool writes it since cards outgrew them
     sector.set([0xfe, 0xff, 0xff], at + 1);
     view.setUint8(at + 4, type);
@@ -84,8 +135,8 @@ export function writeCard(
   const { partitions, id, record, contents } = options;
   const fd = openSync(out, "w");
   try {
-    truncateSync(out, Math.max(...partitions.map(({ offset, bytes }) => offset + bytes)));
-    writeAt(fd, partitionTable(partitions, id), 0);
+    truncateSync(out, endOf(partitions));
+    for (const [offset, table] of partitionTables(partitions, id)) writeAt(fd, table, offset);
     for (const [index, offset] of RECORD_OFFSETS.entries())
       writeAt(fd, encodeRecord({ ...record, sequence: index + 1 }), offset);
     for (const { number, offset, bytes } of partitions) {

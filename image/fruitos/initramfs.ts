@@ -14,17 +14,19 @@
  */
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { LOADS } from "../../boot/uboot/switch.ts";
 import { initramfsOf } from "./cpio.ts";
 import { librariesOf } from "./elf.ts";
 import { addModules, type Kernel } from "./kernel.ts";
 import { BuildError } from "./tools.ts";
 import { bytesOf, directory, file, type Node, symlink, Tree } from "./tree.ts";
 
-/** Makes the slot's and the boot partition's of what a root has. */
+/** Makes the slot's and the boot partition's of what a root has, neither of more than `most` bytes. */
 export function makeInitramfs(
   root: Tree,
   kernel: Kernel,
   rootfs: string,
+  most: number = LOADS.initramfs,
 ): { initramfs: Uint8Array; rescue: Uint8Array } {
   const list = (...names: string[]) => names.flatMap((name) => lines(join(rootfs, name)));
   const tree = skeleton(root);
@@ -42,6 +44,10 @@ export function makeInitramfs(
   if (!tree.at("init"))
     throw new BuildError(`${join(rootfs, "initramfs/init")} is missing: nothing would run`);
   const initramfs = initramfsOf(tree);
+  if (initramfs.length > most)
+    throw new BuildError(
+      `the initramfs has ${initramfs.length} bytes, U-Boot is made to load ${most} at most`,
+    );
   return { initramfs, rescue: initramfs };
 }
 

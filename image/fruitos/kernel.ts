@@ -1,11 +1,8 @@
 /** The kernel that a root brings along: its Image, its modules, its device trees. */
 import { gunzipSync, zstdDecompressSync } from "node:zlib";
+import { KERNEL_ROOM, LOADS } from "../../boot/uboot/switch.ts";
 import { BuildError } from "./tools.ts";
 import { bytesOf, type Content, file, type Tree } from "./tree.ts";
-
-/** Room that `boot/uboot/boot.cmd` gives the file, and the kernel once it runs, bytes. */
-const MOST_IMAGE = 0x0500_0000;
-const MOST_RUNNING = 0x05e0_0000;
 
 /** A kernel and what belongs to it. */
 export interface Kernel {
@@ -65,7 +62,7 @@ export function unpackKernel(bytes: Uint8Array, name: string): Uint8Array {
   if (word(56) === 0x644d_5241) return fitting(bytes, word(16), name);
   if ((word(0) & 0xffff) === 0x8b1f)
     return unpackKernel(
-      unpacked(() => gunzipSync(bytes, { maxOutputLength: MOST_IMAGE }), name),
+      unpacked(() => gunzipSync(bytes, { maxOutputLength: LOADS.kernel }), name),
       `${name}, unpacked`,
     );
   if (word(4) === 0x676d_697a) {
@@ -75,7 +72,7 @@ export function unpackKernel(bytes: Uint8Array, name: string): Uint8Array {
       throw new BuildError(`${name}: it is compressed with ${method}, only gzip and zstd can be unpacked`);
     const unpack = method === "gzip" ? gunzipSync : zstdDecompressSync;
     return unpackKernel(
-      unpacked(() => unpack(packed, { maxOutputLength: MOST_IMAGE }), name),
+      unpacked(() => unpack(packed, { maxOutputLength: LOADS.kernel }), name),
       `${name}, unpacked`,
     );
   }
@@ -84,9 +81,9 @@ export function unpackKernel(bytes: Uint8Array, name: string): Uint8Array {
 
 /** Source: booting.rst, `image_size`: what the kernel needs from where it was loaded, its own variables included. */
 function fitting(image: Uint8Array, running: number, name: string): Uint8Array {
-  if (image.length > MOST_IMAGE || running > MOST_RUNNING)
+  if (image.length > LOADS.kernel || running > KERNEL_ROOM)
     throw new BuildError(
-      `${name}: ${image.length} bytes, ${running} once it runs; U-Boot has room for ${MOST_IMAGE} and ${MOST_RUNNING}`,
+      `${name}: ${image.length} bytes, ${running} once it runs; U-Boot has room for ${LOADS.kernel} and ${KERNEL_ROOM}`,
     );
   return image;
 }

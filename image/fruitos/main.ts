@@ -13,6 +13,7 @@ const USAGE = `bun run image -- [options]
   --config fruit.json    goes onto the boot partition
   --arch aarch64         the only one so far
   --channel NAME         the release's channel (stable)
+  --floor N              once it is good nothing lower is installed (0)
   --slot-size MiB, --boot-size MiB, --data-size MiB     multiples of 4 (1024, 256, 256)
   --both                 slot b holds the same; otherwise it is empty
   --raw                  the card uncompressed, too
@@ -38,6 +39,7 @@ const OPTIONS = {
     config: TEXT,
     arch: TEXT,
     channel: TEXT,
+    floor: TEXT,
     rootfs: TEXT,
     mirror: TEXT,
     keys: TEXT,
@@ -67,15 +69,23 @@ export function imageOptions(args: string[], tell: (line: string) => void): Imag
   if (values.arch !== undefined && values.arch !== "aarch64")
     throw new UsageError(`--arch ${values.arch}: aarch64 is what there is; 32-bit boards follow`);
   const { config, channel } = values;
+  const version =
+    values.version === undefined
+      ? BigInt(Math.floor(Date.now() / 1000))
+      : unsigned("version", values.version);
+  const floor = values.floor === undefined ? undefined : unsigned("floor", values.floor);
+  if (floor !== undefined && floor > version)
+    throw new UsageError(`--floor ${floor}: it is above the version, ${version}`);
   const size = (name: "slot-size" | "boot-size" | "data-size") => sizeOf(values[name], name);
   const sizes = { boot: size("boot-size"), slot: size("slot-size"), data: size("data-size") };
   const given = Object.entries(sizes).filter(([, bytes]) => bytes !== undefined);
   return {
     out: values.out ?? "dist",
-    version: versionOf(values.version),
+    version,
     rootfs: values.rootfs ?? alpine(values, tell),
     ...(config === undefined ? {} : { config }),
     ...(channel === undefined ? {} : { channel }),
+    ...(floor === undefined ? {} : { floor }),
     sizes: Object.fromEntries(given),
     both: values.both ?? false,
     payloadOnly: values["payload-only"] ?? false,
@@ -91,10 +101,9 @@ function sizeOf(text: string | undefined, name: string): number | undefined {
   return Number(text) * 1_048_576;
 }
 
-function versionOf(text: string | undefined): bigint {
-  if (text === undefined) return BigInt(Math.floor(Date.now() / 1000));
+function unsigned(name: string, text: string): bigint {
   if (!/^\d{1,20}$/.test(text) || BigInt(text) > 0xffff_ffff_ffff_ffffn)
-    throw new UsageError(`--version ${text}: an integer of 64 bits is wanted`);
+    throw new UsageError(`--${name} ${text}: an integer of 64 bits is wanted`);
   return BigInt(text);
 }
 
@@ -143,8 +152,9 @@ export async function main(args: string[]): Promise<number> {
       process.stdout.write(USAGE);
       return 0;
     }
-    const { name, hash, ...made } = await buildImage(options);
-    for (const path of Object.values(made)) process.stdout.write(`${path}\n`);
+    const image = await buildImage(options);
+    for (const { name, hash, tryboot, ...made } of image.tryboot ? [image, image.tryboot] : [image])
+      for (const path of Object.values(made)) process.stdout.write(`${path}\n`);
     return 0;
   } catch (error) {
     if (error instanceof UsageError) {

@@ -1,7 +1,7 @@
 /** What goes into a slot, and the release that it is: payload, side file and unsigned update file, as `fruit release pack` makes them. */
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { areaOf, describe, releaseFiles, writePayload } from "../../agent/release/pack.ts";
+import { areaOf, describe, type Parts, releaseFiles, writePayload } from "../../agent/release/pack.ts";
 import type { BootArea } from "../../boot/area.ts";
 import { parseUpdate } from "../../boot/updatefile.ts";
 import { uuid } from "./filesystems.ts";
@@ -21,7 +21,7 @@ export interface Payload {
 /** How long a release can be installed unless somebody says otherwise, seconds: five years. */
 const LIFETIME = 5 * 365 * 86_400;
 
-/** Makes a release in the folder `work`. `time` is Unix seconds. */
+/** Makes a release in the folder `work`. */
 export async function makePayload(
   work: string,
   parts: {
@@ -29,10 +29,20 @@ export async function makePayload(
     kernel: Uint8Array;
     initramfs: Uint8Array;
     deviceTrees: ReadonlyMap<string, Content>;
+    /** For tryboot, where the device trees stand in it. */
+    fat?: Parts["fat"];
   },
-  release: { name: string; version: bigint; boards: readonly string[]; channel: string; time: number },
+  release: {
+    name: string;
+    version: bigint;
+    boards: readonly string[];
+    channel: string;
+    floor: bigint;
+    /** Unix seconds. */
+    time: number;
+  },
 ): Promise<Payload> {
-  const { name, version, boards, channel, time } = release;
+  const { name, version, boards, channel, floor, time } = release;
   const folder = join(work, "parts");
   mkdirSync(folder, { recursive: true });
   const laid = (file: string, bytes: Uint8Array) => {
@@ -51,12 +61,13 @@ export async function makePayload(
       kernel: laid("kernel", parts.kernel),
       initramfs: laid("initramfs", parts.initramfs),
       deviceTrees: Object.fromEntries(trees),
+      ...(parts.fat ? { fat: parts.fat } : {}),
     },
     { name, version },
   );
   const area = await areaOf(files.payload);
   const claims = {
-    ...{ target: uuid(`fruitos ${channel}`), boards, channel, minFrom: 0n, floor: 0n },
+    ...{ target: uuid(`fruitos ${channel}`), boards, channel, minFrom: 0n, floor },
     ...{ created: time, expires: time + LIFETIME },
   };
   await describe(files, { name, area, claims });

@@ -43,7 +43,7 @@ export function finishRoot(
     overlay: string;
     /** The agent's executable. */
     agent: string;
-    release: { name: string; version: bigint; boards: readonly string[]; channel: string };
+    release: { name: string; version: bigint; boards: readonly string[]; channel: string; floor: bigint };
     files: Readonly<Record<string, string | { text: string; mode?: number }>>;
   },
 ): Tree {
@@ -55,7 +55,7 @@ export function finishRoot(
   system.overlay(join(options.overlay, "root"));
   system.place("usr/bin/fruit", file(fileContent(options.agent), 0o755));
   // A version has 64 bits, a number of JSON 53
-  const facts = { ...release, version: String(release.version) };
+  const facts = { ...release, version: String(release.version), floor: String(release.floor) };
   system.place("etc/fruit/release.json", file(`${JSON.stringify(facts, undefined, 2)}\n`));
   addFiles(system, options.files);
   return system;

@@ -1,9 +1,11 @@
 /** A card laid out for tryboot, made in memory: a small writer of FAT32 and partition tables, for tests alone. */
-import { createHash } from "node:crypto";
+import { crc32 } from "node:zlib";
+import { encodeArea, layOut } from "../../boot/area.ts";
 import { RECORD_OFFSETS, SECTOR, SLOTS, type SlotName } from "../../boot/layout.ts";
 import { type BootRecord, encodeRecord, FORMAT } from "../../boot/records.ts";
 import { makeAutoboot } from "../../boot/tryboot/autoboot.ts";
 import { Image } from "../crash/disk.ts";
+import { squashfs } from "../releases.ts";
 
 const MiB = 1024 * 1024;
 
@@ -12,7 +14,7 @@ export const PLACES = {
   selector: { offset: 20 * MiB, bytes: 16 * MiB },
   boot: { a: { offset: 36 * MiB, bytes: MiB / 4 }, b: { offset: 37 * MiB, bytes: MiB / 4 } },
   extended: { offset: 38 * MiB, bytes: 6 * MiB },
-  root: { a: { offset: 39 * MiB, bytes: MiB / 8 }, b: { offset: 41 * MiB, bytes: MiB / 8 } },
+  root: { a: { offset: 39 * MiB, bytes: MiB / 2 }, b: { offset: 41 * MiB, bytes: MiB / 2 } },
   data: { offset: 43 * MiB, bytes: MiB },
   disk: 44 * MiB,
   /** The cluster of autoboot.txt, at the start of an area of its own. */
@@ -126,19 +128,38 @@ export function bootSet(system: string, extra: readonly FatFile[] = []): FatFile
     { name: "config.txt", content: config },
     { name: "tryboot.txt", content: config },
     { name: "kernel8.img", content: `kernel of ${system}` },
+    { name: "initrd.img", content: `initramfs of ${system}` },
+    { name: "cmdline.txt", content: "console=tty1 fruit.slot=a panic=10\n" },
     ...extra,
   ];
 }
 
-/** What a slot of system `system` holds, byte for byte. */
+/** What a slot of system `system` holds, byte for byte: a payload, and its boot set as it is in slot a. */
 export function systemOf(
   system: string,
   extra: readonly FatFile[] = [],
 ): { boot: Uint8Array; root: Uint8Array } {
+  const boot = makeFat(PLACES.boot.a.bytes, bootSet(system, extra));
+  const fat = Buffer.from(boot);
+  const facts = (bytes: Uint8Array) => ({ bytes: bytes.length, crc32: crc32(bytes) });
+  const [kernel, initramfs] = [Buffer.from(`kernel of ${system}`), Buffer.from(`initramfs of ${system}`)];
+  const base = squashfs(2000, system.length);
+  const laid = layOut(base.length, {
+    ...{ kernel: facts(kernel), initramfs: facts(initramfs), deviceTrees: {} },
+    fat: { ...facts(boot), kernelAt: fat.indexOf(kernel), initramfsAt: fat.indexOf(initramfs) },
+  });
   const root = new Uint8Array(PLACES.root.a.bytes);
-  for (let at = 0; at < root.length; at += 64 * 1024)
-    root.set(createHash("sha256").update(`${system} ${at}`).digest(), at);
-  return { boot: makeFat(PLACES.boot.a.bytes, bootSet(system, extra)), root };
+  root.set(base);
+  root.set(encodeArea({ version: 2n, name: system, ...laid }), laid.headerAt);
+  root.set(boot, laid.boot.fat?.offset);
+  return { boot, root };
+}
+
+/** A boot set as it is in a slot. */
+function ofSlot(boot: Uint8Array, slot: SlotName): Uint8Array {
+  const own = Buffer.from(boot);
+  own.write(slot, own.indexOf("fruit.slot=") + "fruit.slot=".length);
+  return own;
 }
 
 /** The record of a new card: a is good, b holds nothing. */
@@ -209,16 +230,17 @@ export function selectorFiles(primary: SlotName): FatFile[] {
   ];
 }
 
-/** Writes a system into a slot, the first sector of its boot set last, as an update does. */
+/** Writes a system into a slot. */
 export function putSystem(
   disk: { write(offset: number, bytes: Uint8Array): unknown },
   slot: SlotName,
   { boot, root }: ReturnType<typeof systemOf>,
 ): void {
   disk.write(PLACES.root[slot].offset, root);
-  disk.write(PLACES.boot[slot].offset + SECTOR, boot.subarray(SECTOR));
-  disk.write(PLACES.boot[slot].offset, boot.subarray(0, SECTOR));
+  disk.write(PLACES.boot[slot].offset, ofSlot(boot, slot));
 }
+
+const WHOLE: Record<string, ReturnType<typeof systemOf>> = {};
 
 /** Which of some systems a slot holds, byte for byte; undefined where it is none of them whole. */
 export function wholeSystem(image: Image, slot: SlotName, systems: readonly string[]): string | undefined {
@@ -226,7 +248,8 @@ export function wholeSystem(image: Image, slot: SlotName, systems: readonly stri
     Buffer.from(image.read(place.offset, place.bytes));
   const [boot, root] = [held(PLACES.boot[slot]), held(PLACES.root[slot])];
   return systems.find((system) => {
-    const want = systemOf(system);
-    return boot.equals(want.boot) && root.equals(want.root);
+    WHOLE[system] ??= systemOf(system);
+    const want = WHOLE[system];
+    return boot.equals(ofSlot(want.boot, slot)) && root.equals(want.root);
   });
 }

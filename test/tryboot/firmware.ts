@@ -40,10 +40,18 @@ export type Outcome =
       /** The configuration that was read. */
       config: string;
       kernel: string;
+      /** The kernel's command line. */
+      words: string;
       deviceTree: { partition: number; tryboot: number; capabilities?: number };
     }
   | { is: "halted" }
   | { is: "hangs"; why: string };
+
+/** What is told apart: the ROM of a Pi 3, the EEPROM of a Pi 4, and that of a Pi 5, which has all of the firmware. */
+export type Board = "pi3" | "pi4" | "pi5";
+
+/** A card, in memory or in a file. */
+type Card = Pick<Image, "bytes" | "read">;
 
 const POWER_ON = 0x1000;
 const WATCHDOG = 0x20;
@@ -53,11 +61,11 @@ const PARTITION_BITS = 0x555;
 /** The firmware of one board, with what it remembers between starts. */
 export class Firmware {
   readonly traps: Traps;
-  readonly #board: "pi3" | "pi4";
+  readonly #board: Board;
   #flags = 0;
   #rsts = POWER_ON;
 
-  constructor(board: "pi3" | "pi4" = "pi4", traps: Traps = {}) {
+  constructor(board: Board = "pi4", traps: Traps = {}) {
     this.#board = board;
     this.traps = traps;
   }
@@ -70,14 +78,14 @@ export class Firmware {
   }
 
   /** The power was gone. */
-  powerOn(image: Image): Outcome {
+  powerOn(image: Card): Outcome {
     this.#flags = 0;
     this.#rsts = POWER_ON;
     return this.#start(image);
   }
 
   /** reboot(2) with what it was told; BusyBox's `reboot` can tell it nothing. */
-  reboot(image: Image, told = ""): Outcome {
+  reboot(image: Card, told = ""): Outcome {
     const partition = Number(/^\d+/.exec(told)?.[0] ?? 0);
     if (told.includes(" tryboot") && !this.traps.kernelPlain) this.#flags |= 1;
     let bits = 0;
@@ -87,17 +95,17 @@ export class Firmware {
   }
 
   /** The watchdog bit: nobody cleared what stood in PM_RSTS. */
-  watchdog(image: Image): Outcome {
+  watchdog(image: Card): Outcome {
     this.#rsts = (this.#rsts & PARTITION_BITS) | WATCHDOG;
     return this.#reset(image);
   }
 
-  #reset(image: Image): Outcome {
+  #reset(image: Card): Outcome {
     if (this.traps.eepromProtected) this.#flags = 0;
     return this.#start(image);
   }
 
-  #start(image: Image): Outcome {
+  #start(image: Card): Outcome {
     const { flagSticky, flagIgnored, rstsBit10 } = this.traps;
     const isTrial = (this.#flags & 1) !== 0 && !flagIgnored;
     if (!flagSticky) this.#flags = 0;
@@ -126,7 +134,7 @@ export class Firmware {
 
   /** What makes a partition one that can be started. */
   get #mark(): string {
-    return "start.elf";
+    return this.#board === "pi5" ? "config.txt" : "start.elf";
   }
 
   #choose(autoboot: string | undefined, isTrial: boolean): { partition: number; ab: boolean } {
@@ -157,10 +165,9 @@ export class Firmware {
       return { is: "hangs", why: `start.elf of partition ${chosen.number} needs another bootcode.bin` };
     const name = isTrial && (!ab || abIgnored || eepromOld) ? "tryboot.txt" : "config.txt";
     const config = chosen.file(name);
-    const file = /^kernel=(.*)$/m.exec(config ?? "")?.[1];
-    const kernel = file && chosen.file(file);
+    const kernel = namedIn(config, chosen);
     if (!kernel)
-      return { is: "hangs", why: `partition ${chosen.number}: ${name} names no kernel that is there` };
+      return { is: "hangs", why: `partition ${chosen.number}: ${name} names a file that is not there` };
     const partition = deviceTreePartition ?? (this.#board === "pi3" ? 0 : chosen.number);
     const capabilities = this.#board === "pi3" ? {} : { capabilities: eepromOld ? 0x3b : 0x7f };
     return {
@@ -168,9 +175,17 @@ export class Firmware {
       partition: chosen.number,
       config: name,
       kernel,
+      words: chosen.file("cmdline.txt") ?? "",
       deviceTree: { partition, tryboot: Number(isTrial), ...capabilities },
     };
   }
+}
+
+/** The kernel that a configuration names, where it is there, and the initramfs too, if it names one. */
+function namedIn(config: string | undefined, { file }: FatPartition): string | undefined {
+  const kernel = /^kernel=(.*)$/m.exec(config ?? "")?.[1];
+  const initramfs = /^initramfs (\S+)/m.exec(config ?? "")?.[1];
+  return kernel && (!initramfs || file(initramfs)) ? file(kernel) : undefined;
 }
 
 /** `key=value` as the firmware wants it: digits and nothing else. */
@@ -191,7 +206,7 @@ interface FatPartition {
   file(name: string): string | undefined;
 }
 
-function tableOf(image: Image): FatPartition[] {
+function tableOf(image: Card): FatPartition[] {
   const sector = Buffer.from(image.read(0, SECTOR));
   if (sector.readUInt16LE(510) !== 0xaa55) return [];
   return [0, 1, 2, 3].map((row) => {
