@@ -1,8 +1,10 @@
 /** What the medium itself holds of a payload, a window at a time and one window ahead. */
-import type { BlockDevice } from "../hal/ports.ts";
-import { onDisk } from "./admit.ts";
+import { setTimeout as sleep } from "node:timers/promises";
+import { within } from "../hal/limit.ts";
+import { type BlockDevice, HalError } from "../hal/ports.ts";
+import { hashPrefix, onDisk } from "./admit.ts";
 import { LEAF_BYTES } from "./content.ts";
-import { leafCount } from "./merkle.ts";
+import { LeafHasher, leafCount, MerkleTree } from "./merkle.ts";
 
 /** Bytes read at once; two of these are in memory. */
 const WINDOW_BYTES = 1024 * 1024;
@@ -57,4 +59,47 @@ function windowsWith(count: number, isWanted: (leaf: number) => boolean): number
     leaf = from + LEAVES_A_WINDOW - 1;
   }
   return wanted;
+}
+
+/** How a long read leaves the disk to others. */
+export interface Pace {
+  /** Bytes read at once: whole blocks. */
+  bytes: number;
+  /** Longest wait for one answer, ms. */
+  limitMs: number;
+  /** Rest after a piece that took so long, ms. */
+  restMs(tookMs: number): number;
+}
+
+/**
+ * The content hash, as a record keeps it, of the first `size` bytes of a stretch of a disk, read past the cache. In memory is one piece.
+ * Throws `HalError`, and what the signal says.
+ */
+export async function readHash(
+  disk: BlockDevice,
+  { offset, bytes }: { offset: number; bytes: number },
+  size: number,
+  pace: Pace,
+  signal: AbortSignal,
+): Promise<string> {
+  const tree = new MerkleTree();
+  const hasher = new LeafHasher((leaf) => tree.add(leaf));
+  let memory: Uint8Array | undefined;
+  for (let at = 0; at < size; at += pace.bytes) {
+    signal.throwIfAborted();
+    const began = performance.now();
+    const length = Math.min(pace.bytes, size - at);
+    const late = () =>
+      new HalError(
+        "timeout",
+        `${disk.name}: no answer at byte ${offset + at} within ${pace.limitMs / 1000} s`,
+      );
+    // Whole blocks of the medium; what follows a payload is still the slot's
+    const read = disk.readMedium(offset + at, Math.min(onDisk(length), bytes - at), memory);
+    memory = await within(pace.limitMs, read, late);
+    hasher.update(memory.subarray(0, length));
+    await sleep(pace.restMs(performance.now() - began), undefined, { signal });
+  }
+  hasher.end();
+  return hashPrefix(tree.root());
 }

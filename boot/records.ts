@@ -22,7 +22,7 @@
  * | 0x01c | 4 | started: how often U-Boot has started this trial |
  * | 0x020 | 4 | confirmed: id of the last trial that became good |
  * | 0x024 | 4 | reason of this record |
- * | 0x028 | 8 | time of the agent's last change, Unix seconds; 0 unknown |
+ * | 0x028 | 8 | time of the last change by an agent that knew it, Unix seconds; 0 unknown |
  * | 0x030 | 8 | version floor: nothing lower is installed |
  * | 0x040, 0x0c0 | 128 | slot a, slot b |
  * | 0x1fc | 4 | CRC-32 (zlib's) of all before it, **big-endian** |
@@ -70,6 +70,7 @@ export const REASONS = [
   "repaired",
   "committing",
   "switch-failed",
+  "starts-spent",
 ] as const;
 export type Reason = (typeof REASONS)[number] | `unknown-${number}`;
 
@@ -101,7 +102,10 @@ export interface BootRecord {
   trial?: { id: number; triesLeft: number; started: number };
   confirmed: number;
   reason: Reason;
-  /** Unix seconds; 0 unknown. */
+  /**
+   * Unix seconds; 0 unknown. The best guess of a node whose clock is not set: whoever writes a record without knowing the time, as
+   * U-Boot always does, leaves it as it is (`timeAfter`). When something was done stands in the history.
+   */
   time: number;
   floor: bigint;
   slots: Record<SlotName, SlotRecord>;
@@ -291,6 +295,17 @@ async function changeAlone(
 /** Whether a slot begins to be written by a change. */
 const begins = (before: SlotRecord, after: SlotRecord) =>
   after.state === "writing" && (before.state !== "writing" || before.hash !== after.hash);
+
+/** Seconds from here on, in 2106, are no time that a clock has, but the mark of a broken one. */
+const NO_TIME = 2 ** 32;
+
+/**
+ * The time of a next record: the clock's, even where it is earlier, so that one wrong answer from the network is not for ever; the one
+ * before where the clock knows nothing (0) or says what no clock has.
+ */
+export function timeAfter({ time }: Pick<BootRecord, "time">, now: number): number {
+  return [now, time].find((one) => one > 0 && one < NO_TIME) ?? 0;
+}
 
 /** What was written, if it is what counts now: somebody who knows of no lock may have written too. */
 async function expectNewest(disk: BlockDevice, offset: number, next: BootRecord): Promise<BootRecord> {

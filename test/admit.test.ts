@@ -1,4 +1,5 @@
 import { expect, test } from "bun:test";
+import { admit, contentOf } from "../boot/admit.ts";
 import { type SlotContent, SlotRefusal } from "../boot/slots.ts";
 import { LOADS, UBootSwitch } from "../boot/uboot/switch.ts";
 import { ReleaseError } from "../boot/updatefile.ts";
@@ -40,6 +41,40 @@ test.each([
   expect(disk.journal).toEqual([]);
   expect(boot.record).toEqual(before);
   expect(progress.saves).toBe(0);
+});
+
+test.each([
+  { what: "the slot this node starts from", over: { primary: "b" as const } },
+  { what: "a slot on trial", over: { trial } },
+])("$what is refused by what the record says, before anybody asks for a change", ({ over }) => {
+  const { release } = payload(MiB);
+  const { record } = new MemorySwitch(over);
+  const device = { name: "slot b", bytes: MiB };
+  const target = { slot: "b" as const, current: undefined, record, device, now: NOW, atLeast: 0 };
+  expect(() => admit(release, { ...target, compatible: release.boards })).toThrow(SlotRefusal);
+  const { record: free } = new MemorySwitch();
+  admit(release, { ...target, record: free, compatible: release.boards });
+});
+
+test("the record gets the device tree of the most exact name that the node has", () => {
+  const { release } = payload(MiB);
+  const tree = (crc32: number) => ({ offset: 0, bytes: 512, crc32 });
+  const deviceTrees = {
+    "brcm,bcm2837": tree(1),
+    "raspberrypi,3-model-b": tree(2),
+    "raspberrypi,400": tree(3),
+  };
+  const both = { ...release, boot: { ...release.boot, deviceTrees } };
+  const names = ["raspberrypi,3-model-b-plus", "raspberrypi,3-model-b", "brcm,bcm2837"];
+  expect(contentOf(both, names).deviceTree).toEqual(tree(2));
+  expect(contentOf(both, ["raspberrypi,zero"]).deviceTree).toBeUndefined();
+});
+
+test("the last block of a payload counts whole, on a slot that ends within it", async () => {
+  const { install } = node(payload(MiB - 100), { bytes: MiB - 50 });
+  await expect(SlotWriter.open(install)).rejects.toThrow(
+    "it needs 1048576 bytes; slot b has 1048526, 50 too few",
+  );
 });
 
 test("what U-Boot could not load is refused before anything is touched", async () => {

@@ -1,5 +1,6 @@
 /** `fruit boot` from the command line: with an agent, without one, and on machines without slots. */
 import { expect, test } from "bun:test";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { RECORD_OFFSETS } from "../boot/layout.ts";
 import { FileCard } from "./card.ts";
@@ -119,7 +120,21 @@ test(
     expect(status).toMatchObject({ exit: 10, err: expect.stringContaining("no agent answers") });
     expect(status.out).toMatch(/^b +failed +5 +[0-9a-f]{32} +200000 +tries-spent$/m);
     expect((await node.alone("boot", "history")).out).toMatch(/armed +b +5/);
-    expect((await node.alone("boot", "explain")).out).toContain("Version 5 in slot b was given up");
+    expect(status.out).not.toContain("doubted");
+    const { hash } = node.card.record.slots.b;
+    const doubts = {
+      hashes: {},
+      rounds: { [hash]: 2 },
+      suspects: { [hash]: { trial: 1, what: ["broker"] } },
+    };
+    writeFileSync(join(node.folder.path, "data/boot/quarantine.json"), JSON.stringify(doubts));
+    expect((await node.alone("boot", "status")).out).toContain(
+      "doubted  the other slot's release: 2 rounds of 3 without proof against it (broker)\n",
+    );
+    const { out } = await node.alone("boot", "explain");
+    expect(out).toContain("Version 5 in slot b was given up");
+    expect(out).toContain("2 trials of it ended without proof against it; after 3 it is not tried any more.");
+    expect(out).toContain("It is under suspicion (broker): ");
     const records = await node.alone("boot", "records");
     expect(records.exit).toBe(0);
     expect(records.out.split("\n").filter((line) => /^\d\*? /.test(line))).toHaveLength(4);

@@ -1,6 +1,6 @@
 /**
  * Cases 18 to 28 on a card that U-Boot starts, and what of the later ones the disk decides. Those of the trial are in trial.test.ts,
- * the kills in crash-failpoints.test.ts and update.test.ts.
+ * the kills in proof/crash-failpoints.proof.ts and update.test.ts.
  */
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync } from "node:fs";
@@ -67,7 +67,10 @@ test("19 medium: bit rot in any one record at any moment", async () => {
 });
 
 test.each([
-  { what: "20 medium: EIO on any read, write and flush", faults: ["read", "write", "flush"] as const },
+  {
+    what: "20 medium: EIO on every write and flush, and on every fourth read",
+    faults: ["read", "write", "flush"] as const,
+  },
 ])("$what: the update ends or fails, and can be done again", async ({ faults }) => {
   const recording = await went;
   const examiner = new Examiner(recording);
@@ -91,7 +94,7 @@ test("21 medium: read-only after an error, and it stays so: the node starts and 
   }
 });
 
-test("22 medium: no room on the data partition: the update is installed, only resuming is lost", async () => {
+test("22 medium: no room for the progress of an install: it is installed, only resuming is lost", async () => {
   using node = nodeOn(cardWith(OLD));
   const full = async () => {
     throw Object.assign(new Error("ENOSPC: no space left on device"), { code: "ENOSPC" });
@@ -109,7 +112,9 @@ test("23 medium: a write that hangs until the power is cut, at every write", asy
   }
 });
 
-test("24 medium: a card slower than the watchdog: whatever it is asked, the agent's heart goes on beating", async () => {
+// The loop's half. The feeder's, which runs from memory and goes by the heart alone, is in feeder.test.ts: "feeds while the agent's
+// heartbeat goes on", "starts the node again when the card hangs"
+test("24 medium: a card slower than the watchdog does not hold up the agent's loop, and so not its heart", async () => {
   using node = nodeOn(cardWith(OLD));
   let beats = 0;
   let isOver = false;
@@ -175,14 +180,18 @@ test("28 medium: a card that was put into another board starts, and takes no rel
   expect(node.disk.journal).toHaveLength(steps);
 });
 
-test("52 clock jumps in the trial: years ahead or back, it is decided as if they had not", async () => {
+test("52 clock jumps in the trial: years ahead or back, it is decided as if they had not; an unset clock leaves the record its time", async () => {
   for (const now of [0, 1, 2 ** 31, 2 ** 32 + 5]) {
     using node = nodeOn(cardWith(OLD));
     await node.install(NEW, await untilUp(node));
+    const { time: before = 0 } = node.record() ?? {};
+    expect(before).toBeGreaterThan(1);
     await untilUp(node, TRY);
     node.now = now;
     expect([now, await untilUp(node)]).toEqual([now, "b"]);
-    expect(node.record()).toMatchObject({ primary: "b", time: now });
+    // What is beyond 2106 no clock says
+    const isTime = now > 0 && now < 2 ** 32;
+    expect(node.record()).toMatchObject({ primary: "b", time: isTime ? now : before });
   }
 });
 

@@ -114,4 +114,67 @@ test.each<{
   expect(start(disk.medium)).toEqual({ boots, args });
   expect(disk.journal.length).toBe(writes);
   if (newest) expect(after(image)).toMatchObject(newest);
+  // A trial that has failed is over
+  if (newest?.reason === "tries-spent") expect(after(image).trial).toBeUndefined();
+});
+
+/** A card whose places, by their numbers, take nothing, and perhaps say that they did; what was written where. */
+function deafAt(image: Image, places: readonly number[], isLying = false) {
+  const { medium } = new CrashDisk(image);
+  const written: number[] = [];
+  const write = (offset: number, bytes: Uint8Array) => {
+    const place = RECORD_OFFSETS.indexOf(offset as (typeof RECORD_OFFSETS)[number]);
+    written.push(place);
+    return places.includes(place) ? isLying : medium.write(offset, bytes);
+  };
+  return { medium: { read: medium.read.bind(medium), write }, written };
+}
+
+test("a try that no place takes is not made", () => {
+  const image = cardOn();
+  const { medium, written } = deafAt(image, [0, 1, 2, 3]);
+  expect(start(medium)).toEqual({ boots: "a", args: "fruit.slot=a" });
+  expect(written).toEqual([0, 2, 3]);
+  expect(after(image)).toMatchObject({ sequence: 9, trial: { triesLeft: 2, started: 0 } });
+});
+
+test.each([false, true])(
+  "a place that takes nothing is passed over, and its number with it (lying: %p)",
+  (isLying) => {
+    const image = cardOn();
+    const { medium, written } = deafAt(image, [0, 2], isLying);
+    expect(start(medium)).toEqual({ boots: "b", args: "fruit.slot=b fruit.trial=77 fruit.try=1" });
+    expect(written).toEqual([0, 2, 3]);
+    expect(after(image)).toMatchObject({ sequence: 12, trial: { triesLeft: 1, started: 1 } });
+  },
+);
+
+test("behind the last sequence number nothing is written, and nothing tried", () => {
+  const image = cardOn((record) => ({ ...record, sequence: 0xffff_ffff }));
+  const { medium, written } = deafAt(image, []);
+  expect(start(medium)).toEqual({ boots: "a", args: "fruit.slot=a" });
+  expect(written).toEqual([]);
+});
+
+test("a record goes first to where none is, whatever else is there", () => {
+  const image = cardOn();
+  image.write(RECORD_OFFSETS[3], new Uint8Array(SECTOR).fill(0xff));
+  const { medium, written } = deafAt(image, []);
+  start(medium);
+  expect(written).toEqual([3]);
+});
+
+test("of four records with one number the first counts, and is not written over", () => {
+  const image = cardOn();
+  const armed = encodeRecord(after(image));
+  for (const offset of RECORD_OFFSETS) image.write(offset, armed);
+  const { medium, written } = deafAt(image, []);
+  expect(start(medium).boots).toBe("b");
+  expect(written).toEqual([1]);
+});
+
+test("of two records with one number that in the lower place counts", () => {
+  const image = cardOn(good);
+  image.write(RECORD_OFFSETS[2], encodeRecord({ ...after(image), primary: "b" }));
+  expect(start(new CrashDisk(image).medium).boots).toBe("a");
 });

@@ -8,6 +8,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  readSync,
   rmSync,
   statSync,
   truncateSync,
@@ -16,6 +17,8 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { readPartitions } from "../boot/layout.ts";
+import { FileCard } from "./card.ts";
+import { type Medium, start } from "./crash/model.ts";
 import { seeded } from "./fakes.ts";
 import { scratch } from "./node.ts";
 import { BUSYBOX, LIMIT_MS, NEEDS_BUSYBOX, ROOTFS, runScript } from "./shell.ts";
@@ -154,6 +157,27 @@ check("killed before any of its steps, the next start ends with the same and not
   expect(killed.filter((step) => step.startsWith("dd ")).length).toBe(1);
   expect(killed.length).toBeGreaterThan(12);
 });
+
+check(
+  "nothing on the boot partition is touched before all that was on it lasts on the data partition",
+  async () => {
+    using it = node({
+      "node.json": NODE_JSON,
+      "enrolment.token": "secret\n",
+      authorized_keys: "ssh-ed25519 AAAA me\n",
+    });
+    const [names, count] = [join(it.path, "names"), join(it.path, "count")];
+    writeFileSync(names, STEPS);
+    const env = { FRUIT_NAMES: names, REAL_NAMES: it.env.FRUIT_NAMES, COUNT: count, STOP: "0" };
+    expect((await runScript(join(LIBEXEC, "firstboot"), [], { ...it.env, ...env })).exit).toBe(0);
+    const steps = readFileSync(count, "utf8").trimEnd().split("\n");
+    const first = steps.findIndex((step) => step.startsWith("dd ") || step.startsWith(`rm ${it.p1}`));
+    expect(steps.slice(0, first).filter((step) => step.startsWith("mv "))).toHaveLength(3);
+    expect(steps.slice(0, first).findLast((step) => !/^(cmp|rm -f) /.test(step))).toBe(`sync -f ${it.data}`);
+    expect(steps.slice(first).filter((step) => /^(cp|mv|ln) /.test(step))).toEqual([]);
+    expect(steps.slice(first).filter((step) => step.startsWith("dd "))).toHaveLength(2);
+  },
+);
 
 check(
   "while the data is in memory a file is taken for this start and stays on the boot partition",
@@ -373,6 +397,78 @@ check("lets the data partition reach to the end of the card, once, and changes n
   expect((await runScript(GROW, ["table", file], {})).exit).toBe(0);
   expect(readPartitions(readFileSync(file).subarray(0, 512))?.at(-1)).toMatchObject({ bytes: 52 * MiB });
 });
+
+/** A card in a file as a boot loader sees it. */
+const mediumOf = (path: string): Medium => ({
+  read: (offset, length) => {
+    const [fd, bytes] = [openSync(path, "r"), new Uint8Array(length)];
+    readSync(fd, bytes, 0, length, offset);
+    closeSync(fd);
+    return bytes;
+  },
+  write: () => false,
+});
+
+// Beyond this is a card that makes zeros of the sector, or somebody else's: nothing starts then, and the card is written anew
+check(
+  "a power cut anywhere in sector 0 leaves a card that starts, and the next start lets the partition grow",
+  async () => {
+    using folder = scratch();
+    const file = join(folder.path, "card");
+    for (const bytes of [80 * MiB, 12_000 * MiB]) {
+      const { path } = new FileCard(file);
+      truncateSync(path, bytes);
+      const sector = () => Buffer.from(mediumOf(path).read(0, 512) ?? []);
+      const put = (table: Uint8Array) => {
+        const fd = openSync(path, "r+");
+        writeSync(fd, table, 0, 512, 0);
+        closeSync(fd);
+      };
+      const [old, loader] = [sector(), start(mediumOf(path))];
+      expect((await runScript(GROW, ["table", path], {})).exit).toBe(0);
+      const grown = sector();
+      const torn = new Map<string, Buffer>();
+      for (let at = 0; at <= 512; at++)
+        for (const [from, to] of [
+          [grown, old],
+          [old, grown],
+        ] as const) {
+          const table = Buffer.concat([from.subarray(0, at), to.subarray(at)]);
+          torn.set(table.toString("hex"), table);
+        }
+      expect(torn.size).toBeGreaterThanOrEqual(4);
+      for (const table of torn.values()) {
+        put(table);
+        // All but the length of partition 4 is as it was
+        expect([
+          table.subarray(0, 506).equals(old.subarray(0, 506)),
+          table.subarray(510).equals(old.subarray(510)),
+        ]).toEqual([true, true]);
+        expect(start(mediumOf(path))).toEqual(loader);
+        await runScript(GROW, ["table", path], {});
+        expect([table.readUInt32LE(506), sector().equals(grown)]).toEqual([table.readUInt32LE(506), true]);
+      }
+    }
+  },
+);
+
+check(
+  "a card copied to a smaller one keeps the length of a partition whose file system would be cut off",
+  async () => {
+    using folder = scratch();
+    const file = card(folder.path, 10 * MiB);
+    const before = readFileSync(file);
+    // ext4: 4096 blocks of 1024 bytes, more than the 2 MiB that are left
+    before.writeUInt32LE(4096, 8 * MiB + 1028);
+    writeFileSync(file, before);
+    expect((await runScript(GROW, ["table", file], {})).exit).toBe(3);
+    expect(readFileSync(file).equals(before)).toBe(true);
+    before.writeUInt32LE(2048, 8 * MiB + 1028);
+    writeFileSync(file, before);
+    expect((await runScript(GROW, ["table", file], {})).exit).toBe(0);
+    expect(readPartitions(readFileSync(file).subarray(0, 512))?.at(-1)).toMatchObject({ bytes: 2 * MiB });
+  },
+);
 
 check("grows no partition of a card that is laid out otherwise", async () => {
   using folder = scratch();

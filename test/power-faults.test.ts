@@ -57,6 +57,24 @@ describe("a bus that fails", () => {
     expect(rack.switched).toEqual([]);
   });
 
+  test("answers, as a trial asks it, only while every one of its boards does", async () => {
+    const [rack, other] = [new Rack(2), new Rack(3)];
+    Object.defineProperty(other, "outlets", { value: ["2.0", "2.1"] });
+    const { service, start, stop, pass } = bench([rack, other]);
+    const { read } = rack;
+    expect(service.answering()).toEqual([]);
+    start();
+    await pass(2000);
+    expect(service.answering()).toEqual([0, 1]);
+    rack.read = (id) => (id === "1.1" ? Promise.reject(crc) : read.call(rack, id));
+    await pass(11_000);
+    expect(service.answering()).toEqual([1]);
+    rack.read = read;
+    await pass(11_000);
+    expect(service.answering()).toEqual([0, 1]);
+    await stop();
+  });
+
   test("does not take its other bus with it", async () => {
     const rack = new Rack(1, ["0.0"]);
     rack.failing = crc;

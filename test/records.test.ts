@@ -15,6 +15,7 @@ import {
   readRecords,
   SLOT_STATES,
   type SlotRecord,
+  timeAfter,
 } from "../boot/records.ts";
 import { openDisk } from "../hal/disk.ts";
 import { type BlockDevice, HalError } from "../hal/ports.ts";
@@ -336,6 +337,12 @@ test("a record of a newer format is read, and never written over", async () => {
   expect(card.written).toEqual([]);
 });
 
+test("a record of an older format is written as this agent's", async () => {
+  const card = cardOf({ sequence: 7, format: FORMAT - 1 });
+  expect((await changeRecord(card, again)).format).toBe(FORMAT);
+  expect((await readRecords(card)).newest?.record).toMatchObject({ sequence: 8, format: FORMAT });
+});
+
 test("what a newer agent calls a slot's state is nothing this one would start", () => {
   const bytes = Buffer.from(encodeRecord(RECORD));
   bytes.writeUInt32LE(6, 0x40);
@@ -405,6 +412,20 @@ test("through thousands of changes on a card that fails now and then, the last t
     expect(time).toBeWithin(promised, round + 1);
   }
   expect(promised).toBeGreaterThan(2900);
+});
+
+test.each([
+  { before: 5, now: 9, time: 9 },
+  { before: 9, now: 5, time: 5 },
+  { before: 9, now: 0, time: 9 },
+  { before: 0, now: 0, time: 0 },
+  // The last second that 32 bits count, and the first that none has
+  { before: 9, now: 2 ** 32 - 1, time: 2 ** 32 - 1 },
+  { before: 9, now: 2 ** 32, time: 9 },
+  { before: 2 ** 32, now: 9, time: 9 },
+  { before: Number.MAX_SAFE_INTEGER, now: 0, time: 0 },
+])("a record of $before changed at $now has the time $time", ({ before, now, time }) => {
+  expect(timeAfter({ time: before }, now)).toBe(time);
 });
 
 test.each(["record.before-write", "record.after-write", "record.after-flush"])(

@@ -12,9 +12,11 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { crc32 } from "node:zlib";
 import { run } from "../agent/cli.ts";
 import { EXIT, type Io } from "../agent/terminal.ts";
-import { findArea } from "../boot/area.ts";
+import { encodeArea, findArea, layOut } from "../boot/area.ts";
+import { LOADS } from "../boot/uboot/switch.ts";
 import { parseUpdate } from "../boot/updatefile.ts";
 import { needs, until } from "./node.ts";
 import { BOARD, inMemory, noise, signedBy, squashfs, TIMES } from "./releases.ts";
@@ -306,6 +308,21 @@ test("a new key is its owner's alone", async () => {
 test.each([
   ["no squashfs", ["--root", "KERNEL"], "it is no squashfs"],
   ["an empty kernel", ["--kernel", "EMPTY"], "it is empty"],
+  [
+    "a kernel too long",
+    ["--kernel", "LONG"],
+    "LONG: 83886081 bytes; U-Boot is made to load 83886080 at most",
+  ],
+  [
+    "an initramfs too long",
+    ["--initramfs", "LONGER"],
+    "LONGER: 100663297 bytes; U-Boot is made to load 100663296",
+  ],
+  [
+    "a device tree too long",
+    ["--dtb", "x=LONG"],
+    "LONG: 83886081 bytes; U-Boot is made to load 1048576 at most",
+  ],
   ["a file that is not there", ["--initramfs", "NOWHERE"], "ENOENT"],
   ["a device tree without a board", ["--dtb", "FILE"], '--dtb: "FILE" is not BOARD=FILE'],
   ["a device tree twice", ["--dtb", `${BOARD}=x`], `--dtb: ${BOARD} stands twice`],
@@ -317,12 +334,23 @@ test.each([
   ["a name with a slash", ["--name", "a/b"], '"a/b" is not of the form'],
   ["a channel that is none", ["--channel", "Stable!"], 'channel is "Stable!"'],
 ])("pack with %s says so, without a stack trace, and leaves nothing half done", async (what, words, why) => {
-  writeFileSync(at("EMPTY"), "");
+  for (const [name, bytes] of Object.entries({
+    EMPTY: 0,
+    LONG: LOADS.kernel + 1,
+    LONGER: LOADS.initramfs + 1,
+  })) {
+    writeFileSync(at(name), "");
+    truncateSync(at(name), bytes); // a hole
+  }
   const out = at(`bad-${what}`);
-  const files = { KERNEL: at("kernel"), EMPTY: at("EMPTY"), NOWHERE: at("nowhere") } as Record<
-    string,
-    string
-  >;
+  const files: Record<string, string> = {
+    KERNEL: at("kernel"),
+    EMPTY: at("EMPTY"),
+    LONG: at("LONG"),
+    "x=LONG": `x=${at("LONG")}`,
+    LONGER: at("LONGER"),
+    NOWHERE: at("nowhere"),
+  };
   const { exit, err } = await pack(out, ...words.map((word) => files[word] ?? word));
   expect(err).toContain(why);
   expect(err).not.toMatch(/\n\s+at /);
@@ -330,6 +358,33 @@ test.each([
   expect(statSync(join(out, "fruitos-12.fruit"), { throwIfNoEntry: false })).toBeUndefined();
   expect(statSync(join(out, "fruitos-12.side.part"), { throwIfNoEntry: false })).toBeUndefined();
 });
+
+test.each(["kernel", "initramfs", "deviceTree"] as const)(
+  "a payload whose %s U-Boot would not load is refused, and one at the limit is not",
+  async (what) => {
+    const root = squashfs(5000);
+    const describe = async (more: number) => {
+      const facts = { kernel: 512, initramfs: 512, deviceTree: 512, [what]: LOADS[what] + more };
+      const zeros = (bytes: number) => ({ bytes, crc32: crc32(Buffer.alloc(bytes)) });
+      const { headerAt, payloadBytes, boot } = layOut(root.length, {
+        kernel: zeros(facts.kernel),
+        initramfs: zeros(facts.initramfs),
+        deviceTrees: { [BOARD]: zeros(facts.deviceTree) },
+      });
+      const payload = at(`long-${what}`);
+      const header = encodeArea({ version: 12n, name: "long", payloadBytes, boot });
+      writeFileSync(payload, Buffer.concat([root, Buffer.alloc(headerAt - root.length), header]));
+      truncateSync(payload, payloadBytes); // a hole
+      return fruit(["pack", "--payload", payload, ...claims, "--out", at("long")]);
+    };
+    expect((await describe(0)).exit).toBe(EXIT.done);
+    const { exit, err } = await describe(1);
+    expect([exit, err]).toEqual([
+      EXIT.refused,
+      expect.stringContaining(`${LOADS[what] + 1} bytes; U-Boot is made to load ${LOADS[what]} at most`),
+    ]);
+  },
+);
 
 test.each(["boards", "channel", "target", "expires"])("a release without --%s is not made", async (flag) => {
   const words = claims.filter((_word, index) => claims[index - (index % 2)] !== `--${flag}`);

@@ -1,98 +1,15 @@
-/** The initramfs where a slot fails, and the rescue, under BusyBox; `fruit-records` against what the agent makes of the same card. */
+/** `fruit-records` under BusyBox, against what the agent makes of the same card. */
 import { expect, test } from "bun:test";
-import {
-  closeSync,
-  existsSync,
-  ftruncateSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  readSync,
-  writeFileSync,
-  writeSync,
-} from "node:fs";
-import { join } from "node:path";
-import { FIRST_PARTITION, RECORD_OFFSETS, type SlotName } from "../boot/layout.ts";
-import { type BootRecord, encodeRecord, REASONS, readRecords, SLOT_STATES } from "../boot/records.ts";
-import { arm, begin, confirm, rollBack, stage } from "../boot/slots.ts";
-import { openDisk } from "../hal/disk.ts";
+import { RECORD_OFFSETS } from "../boot/layout.ts";
+import { encodeRecord, REASONS, SLOT_STATES } from "../boot/records.ts";
+import { arm, begin, stage } from "../boot/slots.ts";
 import { seeded } from "./fakes.ts";
-import { scratch } from "./node.ts";
 import { makePayload } from "./releases.ts";
-import { BUSYBOX, LIMIT_MS, NEEDS_BUSYBOX, ROOTFS, runScript } from "./shell.ts";
+import { both, built, card, newer, older, START, slotOf, staged } from "./rescuecard.ts";
+import { BUSYBOX, LIMIT_MS, NEEDS_BUSYBOX } from "./shell.ts";
 
-const MiB = 1 << 20;
-const START = { a: FIRST_PARTITION + MiB, b: FIRST_PARTITION + 2 * MiB };
 const check = (title: string, body: () => Promise<void>) =>
   test.skipIf(!BUSYBOX)(`${title}${NEEDS_BUSYBOX}`, body, LIMIT_MS);
-
-type Made = ReturnType<typeof makePayload>;
-
-/** A card with these payloads in its slots. */
-function card(slots: Partial<Record<SlotName, Made>>) {
-  const folder = scratch();
-  const path = join(folder.path, "card");
-  const fd = openSync(path, "w+");
-  ftruncateSync(fd, FIRST_PARTITION + 4 * MiB);
-  const put = (offset: number, bytes: Uint8Array) => void writeSync(fd, bytes, 0, bytes.length, offset);
-  const sector = Buffer.alloc(512);
-  for (const [index, type] of [0x0c, 0x83, 0x83, 0x83].entries()) {
-    sector[446 + index * 16 + 4] = type;
-    sector.writeUInt32LE((FIRST_PARTITION + index * MiB) / 512, 446 + index * 16 + 8);
-    sector.writeUInt32LE(MiB / 512, 446 + index * 16 + 12);
-  }
-  sector.set([0x55, 0xaa], 510);
-  put(0, sector);
-  for (const slot of ["a", "b"] as const) {
-    const made = slots[slot];
-    if (made) put(START[slot], made.payload);
-  }
-  return {
-    put,
-    path,
-    at(offset: number, length: number) {
-      const bytes = Buffer.alloc(length);
-      readSync(fd, bytes, 0, length, offset);
-      return bytes;
-    },
-    run: (...args: string[]) =>
-      runScript(join(ROOTFS, "rescue/bin/fruit-records"), args, {
-        FRUIT_DISK: path,
-        FRUIT_LIB: join(ROOTFS, "initramfs/lib/fruit"),
-      }),
-    async newest() {
-      const disk = await openDisk(path, "read");
-      const copies = await readRecords(disk, "cache");
-      await disk.close();
-      return copies.newest;
-    },
-    bytes: () => readFileSync(path),
-    [Symbol.dispose]() {
-      closeSync(fd);
-      folder[Symbol.dispose]();
-    },
-  };
-}
-
-const older = makePayload({ version: 7n, seed: 1 });
-const newer = makePayload({ version: 11n, seed: 5, rootBytes: 50_000 });
-
-const slotOf = ({ area }: Made, hash = "ab".repeat(16)) => ({
-  version: area.version,
-  hash,
-  payloadBytes: area.payloadBytes,
-  kernel: area.boot.kernel,
-  initramfs: area.boot.initramfs,
-});
-
-/** What a card is made with. */
-const built: BootRecord = {
-  ...{ format: 1, sequence: 1, primary: "a", confirmed: 0, reason: "built", time: 0, floor: 3n },
-  slots: {
-    a: { ...slotOf(older), state: "good", reason: "built" },
-    b: { state: "empty", reason: "none", version: 0n, hash: "0".repeat(32), payloadBytes: 0 },
-  },
-};
 
 check("without a valid record makes one of the slot that is whole", async () => {
   using it = card({ a: older });
@@ -274,119 +191,59 @@ check("agrees with the agent on which record counts, whatever the four places ho
   }
 });
 
-/** Both slots are good, and the node starts from b. */
-const staged = stage(begin(built, "b", "cd".repeat(16)), "b", { ...slotOf(newer), hash: "cd".repeat(16) });
-const both: BootRecord = {
-  ...confirm(arm(staged, "b", { id: 5, tries: 3 }), "b", 7n),
-  ...{ sequence: 6, time: 1_700_000_000 },
-};
-const LIB = join(ROOTFS, "initramfs/lib/fruit");
+/** The newer release is on trial in slot b. */
+const onTrial = arm(staged, "b", { id: 5, tries: 3 });
 
-/** What init does with a slot that it cannot mount. */
-async function initFails(it: ReturnType<typeof card>, slot: string, cmdline = "", before = "") {
-  using folder = scratch();
-  const path = (name: string) => join(folder.path, name);
-  mkdirSync(path("lib"));
-  for (const name of ["disk.sh", "fail.sh"])
-    writeFileSync(path(`lib/${name}`), readFileSync(join(LIB, name)));
-  writeFileSync(path("lib/rescue"), '#!/bin/busybox sh\necho "rescue $*" >>"$LOG"\n', { mode: 0o755 });
-  writeFileSync(path("cmdline"), `fruit.slot=${slot} ${cmdline}\n`);
-  writeFileSync(
-    path("init"),
-    [
-      '. "$FRUIT_LIB/disk.sh"',
-      '. "$FRUIT_LIB/fail.sh"',
-      // What would reach this machine
-      'say() { echo "$*"; }',
-      "sleep() { :; }",
-      "umount() { :; }",
-      'restart() { echo restart >>"$LOG"; }',
-      before,
-      `disk=mmcblk0 slot=${slot} trial=$(word fruit.trial) files=${path("data")}`,
-      `fail "slot ${slot}: no squashfs"`,
-    ].join("\n"),
-  );
-  const { out } = await runScript(path("init"), [], {
-    PATH: `${join(ROOTFS, "rescue/bin")}:${process.env.PATH}`,
-    FRUIT_LIB: path("lib"),
-    FRUIT_CMDLINE: path("cmdline"),
-    FRUIT_DISK: it.path,
-    LOG: path("log"),
-  });
-  const text = (name: string) => (existsSync(path(name)) ? readFileSync(path(name), "utf8") : "");
-  return { out, did: text("log"), marks: text("data/fruit/boot/marks").replace(/[\da-f-]{36}/, "BOOT") };
+/** What a sector may hold that was being written when the power failed. */
+function* tears(old: Uint8Array, now: Uint8Array): Generator<[what: string, sector: Uint8Array]> {
+  const random = seeded(16);
+  yield ["not written", old];
+  yield ["written", now];
+  for (const at of [9, 256, 509]) {
+    yield [`new up to ${at}`, Buffer.concat([now.subarray(0, at), old.subarray(at)])];
+    yield [`old up to ${at}`, Buffer.concat([old.subarray(0, at), now.subarray(at)])];
+  }
+  yield ["zeros", new Uint8Array(512)];
+  yield ["ones", new Uint8Array(512).fill(0xff)];
+  yield ["random", Uint8Array.from(now, () => random() * 256)];
 }
 
-check(
-  "a slot that cannot be mounted gives way to the other one, in one record that the agent would write too",
-  async () => {
-    using it = card({ a: older, b: newer });
-    for (const [place, sequence] of [6, 3, 4, 5].entries())
-      it.put(RECORD_OFFSETS[place] ?? 0, encodeRecord({ ...both, sequence }));
-    const { out, did, marks } = await initFails(it, "b");
-    expect(out).toContain("slot b cannot be started, slot a takes its place");
-    expect(did).toBe("restart\n");
-    expect(marks).toBe("0 0 BOOT init slot b: no squashfs\n");
-    const newest = await it.newest();
-    expect(newest?.place).toBe(1);
-    expect(newest?.record).toEqual({ ...rollBack(both, "files-damaged"), sequence: 7 });
-    // And if that one cannot be mounted either, they do not take turns
-    const before = it.bytes();
-    const next = await initFails(it, "a");
-    expect(next.out).toContain("slot b is failed, not good");
-    expect(next.did).toBe("rescue mmcblk0 slot-a\n");
-    expect(it.bytes().equals(before)).toBe(true);
-  },
-);
-
-check(
-  "a slot on trial that cannot be mounted leaves its evidence and starts again: the try is counted",
-  async () => {
-    using it = card({ a: older, b: newer });
-    it.put(RECORD_OFFSETS[0], encodeRecord(both));
-    const before = it.bytes();
-    expect(await initFails(it, "b", "fruit.trial=7 fruit.try=2")).toMatchObject({
-      did: "restart\n",
-      marks: "7 2 BOOT init slot b: no squashfs\n",
-    });
-    expect(it.bytes().equals(before)).toBe(true);
-  },
-);
-
-check(
-  "the rescue of its own initramfs takes over where the other slot is no help, and nothing is written",
-  async () => {
-    const { kernel } = older.area.boot;
-    for (const [why, record, slot, spoil] of [
-      ["slot b is empty, not good", built, "a"],
-      ["slot b is staged, not good", { ...staged, sequence: 3 }, "a"],
-      ["slot b is trying, not good", arm(staged, "b", { id: 5, tries: 3 }), "a"],
-      ["slot a is not the one that the node starts from", both, "a"],
-      ["slot a: its kernel is damaged", both, "b", START.a + kernel.offset],
-      ["slot a: no squashfs", both, "b", START.a],
-      ["newer format, 2", { ...both, format: 2 }, "b"],
-      ["no place holds a valid record", both, "b", RECORD_OFFSETS[0] + 100],
-      ["the last sequence number", { ...both, sequence: 2 ** 32 - 1 }, "b"],
-      ["fail what? a or b", both, "c"],
-    ] as const) {
+for (const { words, records } of [
+  { words: ["repair"], records: [] },
+  { words: ["use", "a"], records: [9, 7, 8, 6].map((sequence) => ({ ...onTrial, sequence })) },
+  { words: ["fail", "b"], records: [9, 7, 8, 6].map((sequence) => ({ ...both, sequence })) },
+])
+  check(
+    `16 power: a cut in 'fruit-records ${words.join(" ")}', its one sector torn in every way: what counted counts still, and the same again ends the same`,
+    async () => {
       using it = card({ a: older, b: newer });
-      it.put(RECORD_OFFSETS[0], encodeRecord(record));
-      if (spoil !== undefined) it.put(spoil, Uint8Array.of((it.at(spoil, 1)[0] ?? 0) ^ 0x10));
-      const before = it.bytes();
-      const { out, did } = await initFails(it, slot);
-      expect(out).toContain(why);
-      expect(did).toBe(`rescue mmcblk0 slot-${slot}\n`);
-      expect(it.bytes().equals(before)).toBe(true);
-    }
-  },
-);
-
-check("the rescue takes over where the record cannot be written", async () => {
-  using it = card({ a: older, b: newer });
-  it.put(RECORD_OFFSETS[0], encodeRecord(both));
-  // No file may grow beyond 1 MiB, and the records are past that
-  const { out, did } = await initFails(it, "b", "", "ulimit -f 2048");
-  expect(out).toContain("cannot be written");
-  expect(did).toBe("rescue mmcblk0 slot-b\n");
-  expect((await it.newest())?.record.sequence).toBe(6);
-});
+      for (const [place, record] of records.entries())
+        it.put(RECORD_OFFSETS[place] ?? 0, encodeRecord(record));
+      const [before, counted] = [it.bytes(), await it.newest()];
+      expect((await it.run(...words)).exit).toBe(0);
+      const [after, end] = [it.bytes(), await it.newest()];
+      const at =
+        RECORD_OFFSETS.find(
+          (from) => !after.subarray(from, from + 512).equals(before.subarray(from, from + 512)),
+        ) ?? 0;
+      const [old, now] = [before, after].map((bytes) => Buffer.from(bytes.subarray(at, at + 512))) as [
+        Buffer,
+        Buffer,
+      ];
+      // Nothing else was written
+      old.copy(after, at);
+      expect(after.equals(before)).toBe(true);
+      for (const [what, sector] of tears(old, now)) {
+        it.put(at, sector);
+        const found = await it.newest();
+        expect([what, found?.record]).toEqual([what, now.equals(sector) ? end?.record : counted?.record]);
+        await it.run(...words);
+        const again = (await it.newest())?.record;
+        expect([what, again && { ...again, sequence: 0 }]).toEqual([
+          what,
+          end && { ...end.record, sequence: 0 },
+        ]);
+        for (const offset of RECORD_OFFSETS) it.put(offset, before.subarray(offset, offset + 512));
+      }
+    },
+  );

@@ -37,15 +37,16 @@ export class MemoryDisk implements BlockDevice {
     this.bytes = bytes;
   }
 
-  async read(offset: number, length: number): Promise<Uint8Array> {
+  async read(offset: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
     await this.before("read", offset);
-    return this.#gather(offset, length, (block) => this.cache.get(block) ?? this.medium.get(block));
+    const from = (block: number) => this.cache.get(block) ?? this.medium.get(block);
+    return this.#gather(offset, length, from, into);
   }
 
-  async readMedium(offset: number, length: number): Promise<Uint8Array> {
+  async readMedium(offset: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
     await this.before("read", offset);
     if (offset % BLOCK || length % BLOCK) throw new Error(`${length} bytes at ${offset} are no whole blocks`);
-    return this.#gather(offset, length, (block) => this.medium.get(block));
+    return this.#gather(offset, length, (block) => this.medium.get(block), into);
   }
 
   async write(offset: number, bytes: Uint8Array): Promise<void> {
@@ -92,10 +93,16 @@ export class MemoryDisk implements BlockDevice {
     return this.journal.reduce((sum, step) => sum + (step === "flush" ? 0 : step.bytes), 0);
   }
 
-  #gather(offset: number, length: number, from: (block: number) => Uint8Array | undefined): Uint8Array {
+  #gather(
+    offset: number,
+    length: number,
+    from: (block: number) => Uint8Array | undefined,
+    into?: Uint8Array,
+  ): Uint8Array {
     if (offset + length > this.bytes)
       throw new HalError("io", `${this.name}: it ends at byte ${this.bytes}, asked to ${offset + length}`);
-    const bytes = new Uint8Array(length);
+    // Memory that is given is used, as a real disk does
+    const bytes = into && into.length >= length ? into.subarray(0, length).fill(0) : new Uint8Array(length);
     for (let at = 0; at < length; ) {
       const inside = (offset + at) % BLOCK;
       const count = Math.min(BLOCK - inside, length - at);

@@ -92,6 +92,8 @@ export class SlotNode implements AsyncDisposable {
   readonly settings: object;
   /** What each slot's system finds. */
   readonly worlds: Record<SlotName, World> = { a: { ...WELL }, b: { ...WELL } };
+  /** Further files of the system that runs, by path. */
+  readonly files: Record<string, string> = {};
   /** Wraps the switch, to make it fail. */
   wrap: (boot: BootSwitch) => BootSwitch = (boot) => boot;
   #starts = 0;
@@ -329,7 +331,8 @@ export class Running {
       bootId: this.bootId,
       root: () => ({ disk: this.#node.card.path, offset: SLOT_OFFSETS[this.slot], bytes: SLOT_BYTES }),
       read: (path) => {
-        const file = files[path];
+        const text = this.#node.files[path];
+        const file = text === undefined ? files[path] : () => text;
         return file ? new TextEncoder().encode(file()) : machine.read(path);
       },
       list: (path) => {

@@ -40,6 +40,36 @@ test("a file is poured into the slot; after an interruption only what is needed 
   expect(await holds(disk, source)).toBe(true);
 });
 
+test("a file that a failed install was read from is nobody's when it is over", async () => {
+  const source = payload(3 * MiB);
+  const image = await file(source);
+  let reading = 0;
+  const read = image.read.bind(image);
+  image.read = async (...asked) => {
+    reading++;
+    await Bun.sleep(20);
+    return read(...asked).finally(() => reading--);
+  };
+  const writer = await SlotWriter.open({ ...node(source).install });
+  await image.write(10 * LEAF_BYTES, new Uint8Array(LEAF_BYTES));
+  await expect(fileSource(image, 3 * MiB).pour(writer)).rejects.toThrow("leaf 10");
+  expect(reading).toBe(0);
+});
+
+test("what is in the slot already is not asked of the file again, which may have lost it", async () => {
+  const source = payload(MiB);
+  const { disk, install } = node(source);
+  const first = await SlotWriter.open(install);
+  for (const leaf of [10, 11]) await first.put(leaf, source.leaf(leaf));
+  await first.suspend();
+  const image = await file(source);
+  await image.write(10 * LEAF_BYTES, new Uint8Array(LEAF_BYTES));
+  const second = await SlotWriter.open(install);
+  await fileSource(image, MiB).pour(second);
+  await second.finish();
+  expect(await holds(disk, source)).toBe(true);
+});
+
 test.each([1, 7, 4096, 16_384, 65_536, 100_000])(
   "a stream in pieces of %i bytes is poured into the slot",
   async (piece) => {

@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { PARTITIONS, RECORD_OFFSETS, SECTOR, type SlotName } from "../boot/layout.ts";
 import { type BootRecord, encodeRecord, REASONS, RecordError, SLOT_STATES } from "../boot/records.ts";
 import { type SlotContent, SlotRefusal } from "../boot/slots.ts";
-import { LOADS, UBootSwitch } from "../boot/uboot/switch.ts";
+import { KERNEL_ROOM, LOADS, UBootSwitch } from "../boot/uboot/switch.ts";
 import { openDisk } from "../hal/disk.ts";
 import { bootScript } from "../image/bootscript.ts";
 import { CrashDisk, Image } from "./crash/disk.ts";
@@ -59,6 +59,16 @@ test("an update, step by step, each on the card when it is answered", async () =
   expect(kinds).toBe("write flush write flush write flush write flush");
   const back = await as("b").setPrimary("a", { reason: "by-hand" });
   expect(back).toMatchObject({ primary: "a", slots: { b: { state: "good", reason: "by-hand" } } });
+});
+
+test("the record's time is the clock's, and stays where that is not set or absurd", async () => {
+  const disk = new CrashDisk(cardOf({ ...RECORD, time: 1_790_000_000 })).open("disk");
+  const times = [0, 1_780_000_000, 1_800_000_000, 2 ** 32];
+  const boot = new UBootSwitch({ disk, current: "a", now: () => times.shift() ?? 0 });
+  const written: number[] = [];
+  for (let left = times.length; left >= 0; left--)
+    written.push((await boot.setState("b", { to: "writing", hash: HASH })).time);
+  expect(written).toEqual([1_790_000_000, 1_780_000_000, 1_800_000_000, 1_800_000_000, 1_800_000_000]);
 });
 
 test("changes that are asked for at once are made one after the other", async () => {
@@ -190,6 +200,17 @@ test("boot.cmd has the places, partitions, states, reasons and limits of the age
     Number.parseInt(most, 16),
   );
   expect(limits).toEqual([LOADS.kernel, LOADS.initramfs, LOADS.deviceTree]);
+  const [kernelAt = 0, initramfsAt = 0, unpackedAt = 0] = [
+    "fr_what kernel\n  setenv fr_to",
+    "fr_what initramfs\n    setenv fr_to",
+    "setenv kernel_comp_addr_r",
+  ].map((words) => Number.parseInt(COMMANDS.split(`${words} `)[1] ?? "", 16));
+  expect(kernelAt + KERNEL_ROOM).toBe(initramfsAt);
+  // A packed file has the limit of one that is not, and what comes out of it as well
+  expect(COMMANDS).toContain(`setenv kernel_comp_size ${LOADS.kernel.toString(16)}\n`);
+  expect(COMMANDS).toContain(
+    `${unpackedAt.toString(16)}  a packed kernel is unpacked here, at most ${LOADS.kernel.toString(16).padStart(8, "0")} bytes`,
+  );
 });
 
 test("boot.cmd writes to records alone, and saves no environment", () => {

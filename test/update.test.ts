@@ -1,89 +1,24 @@
 import { expect, test } from "bun:test";
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { openNodeCard } from "../agent/boot/open.ts";
-import { run } from "../agent/cli.ts";
 import { holdFolder } from "../agent/hold.ts";
 import { EXIT, type Exit } from "../agent/terminal.ts";
 import { accept } from "../agent/update/install.ts";
 import { hashPrefix } from "../boot/admit.ts";
-import { publicKeyOf } from "../boot/ed25519.ts";
 import { FAILPOINTS } from "../boot/failpoint.ts";
-import { keyLine } from "../boot/trust.ts";
 import { parseUpdate } from "../boot/updatefile.ts";
 import { openDisk } from "../hal/disk.ts";
 import { openSim } from "../hal/sim/hal.ts";
-import { FileCard } from "./card.ts";
+import type { FileCard } from "./card.ts";
 import { SLOT_BYTES, SLOT_OFFSETS } from "./crash/card.ts";
 import { loops, run as system } from "./loop.ts";
-import { SOURCES, scratch } from "./node.ts";
-import { BOARD, makePayload, makeRelease, seedOf } from "./releases.ts";
+import { SOURCES } from "./node.ts";
+import { BOARD, makeRelease } from "./releases.ts";
+import { command, desk, made } from "./updates.ts";
 
-const made = makePayload({ version: 9n, name: "fruitos-9", rootBytes: 700_000 });
 const SIZE = made.payload.length;
-
-/** A desk with a card in a file, a release beside it, and a node's data folder. */
-function desk(options: Parameters<typeof makeRelease>[0] = {}) {
-  const folder = scratch();
-  const card = new FileCard(join(folder.path, "card.img"));
-  const release = makeRelease({
-    payload: made,
-    stated: { expires: 4_000_000_000, ...options.stated },
-    ...options,
-  });
-  const data = join(folder.path, "data");
-  mkdirSync(data);
-  const put = (name: string, bytes: string | Uint8Array) => writeFileSync(join(folder.path, name), bytes);
-  put("fruitos-9", release.payload);
-  put("fruitos-9.side", release.side);
-  put("fruitos-9.fruit", release.update);
-  put(
-    "data/trust.json",
-    JSON.stringify({
-      schema: "fruit.trust/1",
-      version: 1,
-      threshold: { release: 1 },
-      signers: [{ id: "anna", key: keyLine(publicKeyOf(seedOf("anna"))), roles: ["release"] }],
-    }),
-  );
-  put(
-    "node.json",
-    JSON.stringify({ site: "lab", data_dir: data, boot: { run_dir: join(folder.path, "run") } }),
-  );
-  const words = (...more: string[]) => [
-    ...["update", "install", join(folder.path, "fruitos-9.fruit"), "--disk", card.path],
-    ...["--config", join(folder.path, "node.json"), "--board", BOARD, ...more],
-  ];
-  return {
-    ...{ folder, card, release, data, put, words },
-    file: (name: string) => join(folder.path, name),
-    /** The verb in this process. */
-    install: (...more: string[]) => command(words(...more)),
-    [Symbol.dispose]: () => folder[Symbol.dispose](),
-  };
-}
-
-/** A command line in this process. */
-async function command(
-  args: string[],
-  options: { signal?: AbortSignal; heard?: (line: string) => void } = {},
-) {
-  const { signal = new AbortController().signal, heard } = options;
-  let [out, err] = ["", ""];
-  const exit = await run(args, {
-    out: (text) => (out += text),
-    err: (text) => {
-      err += text;
-      heard?.(text);
-    },
-    env: {},
-    isTerminal: false,
-    stdin: async () => new Uint8Array(),
-    signal,
-  });
-  return { exit, out, err };
-}
 
 /** What the card holds from the start of slot b on. */
 const inSlot = (card: FileCard) => card.read(SLOT_OFFSETS.b, SIZE);
@@ -232,6 +167,24 @@ test.each([
   },
 );
 
+test.each(["b.side", "b.fruit"])(
+  "22 medium: no room on the data partition for %s: the slot keeps what it has, byte for byte",
+  async (name) => {
+    using at = desk();
+    expect((await at.install()).exit).toBe(EXIT.done);
+    const before = hashOf(at.card.path);
+    const kept = () => ["b.side", "b.fruit"].map((file) => hashOf(at.file(`data/releases/${file}`)));
+    const was = kept();
+    symlinkSync("/dev/full", at.file(`data/releases/${name}.new`));
+    const { exit, err } = await at.install();
+    expect([exit, err]).toEqual([EXIT.failed, expect.stringContaining("ENOSPC")]);
+    expect(err).toContain("nothing is staged");
+    expect([hashOf(at.card.path), kept()]).toEqual([before, was]);
+    // What lay in the way is gone
+    expect((await at.install()).exit).toBe(EXIT.done);
+  },
+);
+
 test("a pipe in place of an update file is refused, not waited for", async () => {
   using at = desk();
   for (const name of ["fruitos-9.fruit", "data/trust.json"]) {
@@ -247,9 +200,9 @@ test("a pipe in place of an update file is refused, not waited for", async () =>
   expect([exit, err]).toEqual([EXIT.usage, "fruit: /dev/zero: it is no file\n"]);
 });
 
-/** Whether a release that expires in 2027 is accepted while nobody knows the time. */
-async function acceptedUnset(at: ReturnType<typeof desk>): Promise<string> {
-  const { machine } = openSim({ seed: 1, boards: [0], wireTime: false, faults: [], clockSynced: false });
+/** Whether a release that expires in 2027 is accepted: its name, or why not. Nobody knows the time unless the clock is set. */
+async function accepted(at: ReturnType<typeof desk>, clockSynced = false): Promise<string> {
+  const { machine } = openSim({ seed: 1, boards: [0], wireTime: false, faults: [], clockSynced });
   const hal = { machine, openDisk };
   const card = await openNodeCard(hal, at.card.path, "write");
   if (!card) throw new Error("no card");
@@ -273,18 +226,25 @@ async function acceptedUnset(at: ReturnType<typeof desk>): Promise<string> {
 test("with an unset clock, the record and the release that runs say what time it is at least", async () => {
   const expiring = { stated: { created: 1_800_000_000, expires: 1_810_000_000 } };
   using at = desk(expiring);
-  expect(await acceptedUnset(at)).toBe("fruitos-9");
+  expect(await accepted(at)).toBe("fruitos-9");
   at.card.put((record) => ({ ...record, time: 1_900_000_000 }));
-  expect(await acceptedUnset(at)).toContain("it expired at 2027-05-11");
+  expect(await accepted(at)).toContain("it expired at 2027-05-11");
   // The running slot's own release, kept when it was installed
   at.card.put((record) => ({ ...record, time: 0 }));
   const newer = makeRelease({ payload: made, stated: { created: 1_820_000_000, expires: 4_000_000_000 } });
   mkdirSync(at.file("data/releases"));
   at.put("data/releases/a.fruit", newer.update);
-  expect(await acceptedUnset(at)).toBe("fruitos-9");
+  expect(await accepted(at)).toBe("fruitos-9");
   const hash = hashIn(newer.update);
   at.card.put((record) => ({ ...record, slots: { ...record.slots, a: { ...record.slots.a, hash } } }));
-  expect(await acceptedUnset(at)).toContain("it expired at 2027-05-11");
+  expect(await accepted(at)).toContain("it expired at 2027-05-11");
+});
+
+test("a clock that is set is believed, whatever one before it has said", async () => {
+  using at = desk({ stated: { created: 1_750_000_000, expires: 4_000_000_000 } });
+  at.card.put((record) => ({ ...record, time: 4_100_000_000 }));
+  expect(await accepted(at)).toContain("it expired at");
+  expect(await accepted(at, true)).toBe("fruitos-9");
 });
 
 const hashIn = (update: Uint8Array) => hashPrefix(parseUpdate(update).info.piecesRoot);

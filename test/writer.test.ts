@@ -1,11 +1,15 @@
 import { expect, test } from "bun:test";
 import { createHash } from "node:crypto";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
 import { LEAF_BYTES } from "../boot/content.ts";
 import type { Install } from "../boot/install.ts";
 import { WrongLeaf } from "../boot/leaf.ts";
+import { Bits, fileProgress, type Installing } from "../boot/progress.ts";
 import { SlotWriter, WriterError } from "../boot/writer.ts";
 import { HalError } from "../hal/ports.ts";
 import { seeded } from "./fakes.ts";
+import { scratch, until } from "./node.ts";
 import {
   holds,
   inOrder,
@@ -18,6 +22,10 @@ import {
 } from "./slot.ts";
 
 const MiB = 1024 * 1024;
+const KEPT = {
+  schema: "fruit.boot.writing/1",
+  ...{ slot: "b", infohash: "11", root: "22", size: 3, done: Buffer.from([3, 1]).toString("base64") },
+};
 
 function shuffled(numbers: number[], seed: number): number[] {
   const next = seeded(seed);
@@ -55,6 +63,54 @@ test.each([1, 2, 3])("leaves may come in any order and twice (seed %i)", async (
   await writer.finish();
   expect(await holds(disk, source)).toBe(true);
   expect(disk.written).toBe(3 * MiB + 4096);
+});
+
+test("leaves far from each other are written before they fill the memory", async () => {
+  const source = payload(20 * MiB);
+  const { disk, install } = node(source, { bytes: 20 * MiB });
+  const writer = await SlotWriter.open(install);
+  disk.journal.length = 0;
+  // One in every 512 KiB; eight of these wait to be filled
+  for (let leaf = 33; leaf < 33 + 12 * 32; leaf += 32) await writer.put(leaf, source.leaf(leaf));
+  await until("four are written", () => disk.written === 4 * LEAF_BYTES);
+});
+
+test("the run that the first leaf is missing of is written as soon as all the others are there", async () => {
+  const source = payload(3 * MiB);
+  const { disk, install } = node(source);
+  const writer = await SlotWriter.open(install);
+  disk.journal.length = 0;
+  await putAll(writer, source, inOrder(source).slice(1, 32));
+  await until("it is written", () => disk.written === 31 * LEAF_BYTES);
+});
+
+test.each([
+  { what: "a newer agent", text: JSON.stringify({ ...KEPT, schema: "fruit.boot.writing/2" }), is: undefined },
+  { what: "no slot", text: JSON.stringify({ ...KEPT, slot: "c" }), is: undefined },
+  { what: "no size", text: JSON.stringify({ ...KEPT, size: "3" }), is: undefined },
+  { what: "no bitmap", text: JSON.stringify({ ...KEPT, done: 7 }), is: undefined },
+  { what: "nobody", text: "{", is: undefined },
+  { what: "this agent", text: JSON.stringify(KEPT), is: Buffer.from([3, 1]) },
+])("progress that is $what's", async ({ text, is }) => {
+  using folder = scratch();
+  mkdirSync(join(folder.path, "boot"));
+  folder.file("boot/writing.json", text);
+  const kept = await fileProgress(folder.path).load();
+  expect(kept?.done).toEqual(is as undefined);
+});
+
+test("a bit counts once, however often it is set or cleared", () => {
+  const bits = new Bits(20);
+  const counts = (["add", "add", "delete", "delete"] as const).map((change) => {
+    bits[change](9);
+    return [bits.has(9), bits.count];
+  });
+  expect(counts).toEqual([
+    [true, 1],
+    [true, 1],
+    [false, 0],
+    [false, 0],
+  ]);
 });
 
 test("leaves may be put at once: each waits its turn", async () => {
@@ -95,18 +151,29 @@ test("the first leaf is destroyed before anything is written and comes back last
 });
 
 test.each([
-  { what: "a turned bit", change: (leaf: Uint8Array) => leaf.with(100, leaf[100] === 0 ? 1 : 0) },
-  { what: "a byte too few", change: (leaf: Uint8Array) => leaf.subarray(1) },
-  { what: "a byte too many", change: (leaf: Uint8Array) => Uint8Array.from([...leaf, 0]) },
-  { what: "no bytes", change: () => new Uint8Array() },
-])("a leaf with $what is refused by its number, and nothing changes", async ({ change }) => {
+  {
+    what: "a turned bit",
+    change: (leaf: Uint8Array) => leaf.with(100, leaf[100] === 0 ? 1 : 0),
+    says: "leaf 17 (byte 278528) is not the one that was signed",
+  },
+  {
+    what: "a byte too few",
+    change: (leaf: Uint8Array) => leaf.subarray(1),
+    says: "leaf 17 has 16384 bytes, not 16383",
+  },
+  {
+    what: "a byte too many",
+    change: (leaf: Uint8Array) => Uint8Array.from([...leaf, 0]),
+    says: "leaf 17 has 16384 bytes, not 16385",
+  },
+  { what: "no bytes", change: () => new Uint8Array(), says: "leaf 17 has 16384 bytes, not 0" },
+])("a leaf with $what is refused by its number, and nothing changes", async ({ change, says }) => {
   const source = payload(MiB);
   const { disk, install } = node(source);
   const writer = await SlotWriter.open(install);
   disk.journal.length = 0;
   const wrong = await writer.put(17, change(source.leaf(17))).catch((error) => error);
-  expect(wrong).toBeInstanceOf(WrongLeaf);
-  expect(wrong.leaf).toBe(17);
+  expect(wrong).toEqual(new WrongLeaf(17, says));
   expect(writer.needs(17)).toBe(true);
   await writer.suspend();
   expect(disk.written).toBe(0);
@@ -170,6 +237,38 @@ test("an interrupted install goes on with what hashes right, and fetches the res
   expect(progress.kept).toBeUndefined();
 });
 
+test.each<Partial<Installing>>([
+  { slot: "a" },
+  { infohash: "11".repeat(20) },
+  { root: "22".repeat(32) },
+  { size: 3 * MiB - 1 },
+])("what was done of another install (%p) is not even looked for", async (other) => {
+  const source = payload(3 * MiB);
+  const { install, progress } = node(source);
+  const first = await SlotWriter.open(install);
+  await putAll(first, source, inOrder(source).slice(0, 100));
+  await first.suspend();
+  if (progress.kept) progress.kept = { ...progress.kept, ...other };
+  const phases = new Set<string>();
+  const second = await SlotWriter.open({ ...install, report: ({ phase }) => phases.add(phase) });
+  expect([...phases]).toEqual(["writing"]);
+  expect(second.needs(50)).toBe(true);
+});
+
+test("every 16 MiB are on the medium and remembered, whenever the power fails", async () => {
+  const source = payload(17 * MiB);
+  const { disk, install } = node(source, { bytes: 20 * MiB });
+  const first = await SlotWriter.open(install);
+  await putAll(first, source, inOrder(source).slice(1, 1060));
+  disk.powerCut();
+  const second = await SlotWriter.open(install);
+  const needed = inOrder(source).filter((leaf) => second.needs(leaf));
+  expect(needed[0]).toBe(0);
+  // A run that was being filled has not reached the kernel yet
+  expect(needed[1]).toBeGreaterThanOrEqual(1024 - 32);
+  expect(needed[1]).toBeLessThanOrEqual(1025);
+});
+
 test("what was not flushed when the power failed is fetched again", async () => {
   const source = payload(3 * MiB);
   const { disk, install } = node(source);
@@ -221,6 +320,53 @@ test.each(["writing", "reading-back"] as const)("an abort while %s can be resume
   expect(await holds(disk, source)).toBe(true);
 });
 
+test("an abort while it is read back ends the reading, however much is left", async () => {
+  const source = payload(16 * MiB);
+  const stop = new AbortController();
+  const steps: number[] = [];
+  const report: Install["report"] = ({ phase, bytes }) => {
+    if (phase !== "reading-back") return;
+    steps.push(bytes);
+    stop.abort();
+  };
+  const { install } = node(source, { bytes: 16 * MiB, signal: stop.signal, report });
+  const writer = await SlotWriter.open(install);
+  await putAll(writer, source);
+  expect(await writer.finish().catch(({ name }) => name)).toBe("AbortError");
+  expect(steps).toEqual([MiB]);
+});
+
+/** A card that takes its time to answer a flush: what is written meanwhile is not part of it. */
+class SlowToFlush extends MemoryDisk {
+  override async flush(): Promise<void> {
+    await super.flush();
+    await Bun.sleep(20);
+  }
+}
+
+test("what is remembered at a checkpoint is on the medium, though others are on their way", async () => {
+  const source = payload(17 * MiB);
+  const disk = new SlowToFlush(20 * MiB);
+  disk.before = async (what) => {
+    if (what === "write") await Bun.sleep(1);
+  };
+  const { install, progress } = node(source, { device: disk });
+  const lost: number[] = [];
+  let remembered = 0;
+  const save = async (installing: Installing) => {
+    for (let leaf = 0; leaf < source.leaves.count; leaf++) {
+      if (((installing.done[leaf >> 3] ?? 0) & (1 << (leaf & 7))) === 0) continue;
+      if (disk.medium.has((leaf * LEAF_BYTES) / 4096)) remembered++;
+      else lost.push(leaf);
+    }
+    await progress.save(installing);
+  };
+  const writer = await SlotWriter.open({ ...install, progress: { ...progress, save } });
+  await putAll(writer, source, inOrder(source).slice(1));
+  expect(lost).toEqual([]);
+  expect(remembered).toBeGreaterThan(900);
+});
+
 test("a leaf that the card stored wrong is asked for again and written once more", async () => {
   const source = payload(3 * MiB);
   const { disk, install } = node(source);
@@ -253,6 +399,32 @@ test.each([
   expect(failed).toBeInstanceOf(WriterError);
   expect(failed.message).toContain(`slot b: leaf ${leaf} (byte ${leaf * LEAF_BYTES}) reads back otherwise`);
   expect(boot.record.slots.b.state).toBe("writing");
+});
+
+test("what comes for a leaf that read back otherwise is judged like everything else", async () => {
+  const source = payload(3 * MiB);
+  const { disk, install, boot } = node(source);
+  const writer = await SlotWriter.open(install);
+  disk.wrong.set((50 * LEAF_BYTES) / 4096, 1);
+  await putAll(writer, source);
+  const before = disk.written;
+  const failed = await writer.finish(async (leaf) => source.leaf(leaf + 1)).catch((error) => error);
+  expect(failed).toBeInstanceOf(WrongLeaf);
+  expect(disk.written).toBe(before);
+  expect(boot.record.slots.b.state).toBe("writing");
+});
+
+test("a leaf that read back otherwise is needed again, and with it the same writer comes to its end", async () => {
+  const source = payload(3 * MiB);
+  const { disk, install } = node(source);
+  const writer = await SlotWriter.open(install);
+  disk.wrong.set((50 * LEAF_BYTES) / 4096, 1);
+  await putAll(writer, source);
+  expect(await writer.finish().catch(({ name }) => name)).toBe("WriterError");
+  expect(inOrder(source).filter((leaf) => writer.needs(leaf))).toEqual([50]);
+  await writer.put(50, source.leaf(50));
+  await writer.finish();
+  expect(await holds(disk, source)).toBe(true);
 });
 
 /** A card that says it is larger than it is: what lies behind its end lands at its beginning again. */

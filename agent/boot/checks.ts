@@ -32,6 +32,8 @@ export interface CheckOptions {
   planProblem(): string | undefined;
   /** Reads the running slot through. Says what is wrong with it; undefined where nothing is. */
   readSlot(signal: AbortSignal): Promise<string | undefined>;
+  /** Longest that OpenRC may take to say how one service is. */
+  serviceMs?: number;
 }
 
 type Found = { isGood: boolean; message: string };
@@ -47,7 +49,7 @@ const KIB = 1024;
 
 /** Every check of a trial; the names of the built-in ones stand in `names.ts`. */
 export function checksOf(options: CheckOptions): Check[] {
-  const { config, boot, baseline } = options;
+  const { config, boot, baseline, serviceMs = SERVICE_MS } = options;
   const make = (name: string, look: Look, more: Partial<Check> = {}): Check => ({
     name,
     isFatal: false,
@@ -77,7 +79,10 @@ export function checksOf(options: CheckOptions): Check[] {
     devices: DEVICES.some(had) ? make("devices", around.devices) : undefined,
     services:
       config.services.length > 0
-        ? make("services", () => services(config.services), { limitMs: SERVICE_MS * config.services.length })
+        ? make("services", () => services(config.services, serviceMs), {
+            // Each has its own limit: whichever hangs is named
+            limitMs: serviceMs * (config.services.length + 1),
+          })
         : undefined,
   };
   const custom = config.checks.map(({ name, command, timeout_seconds, fatal }) =>
@@ -212,9 +217,9 @@ function memory({ machine, config }: CheckOptions): Found {
     : bad(`${mib(found)} available, ${mib(config.memory_min_bytes)} are needed`);
 }
 
-async function services(names: readonly string[]): Promise<Found> {
+async function services(names: readonly string[], limitMs: number): Promise<Found> {
   for (const name of names) {
-    const found = await program(["rc-service", name, "status"], SERVICE_MS);
+    const found = await program(["rc-service", name, "status"], limitMs);
     if (!found.isGood) return bad(`${name}: ${found.message}`);
   }
   return good(names.join(", "));
@@ -244,7 +249,7 @@ function lastLine(text: string): string {
   );
 }
 
-/** A look that need not be repeated once it was good. */
+/** A look whose answer stays: reading a slot through costs minutes, and its no ends the trial. */
 function once(look: Look): Look {
   let found: Found | undefined;
   return async (signal) => {

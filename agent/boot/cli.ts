@@ -23,7 +23,8 @@ export const BOOT_VERBS: readonly CliVerb[] = [
   {
     words: "boot status",
     synopsis: "[--disk DISK] [--exit-code]",
-    summary: "which slot runs, what is on trial, tries left, what happened last",
+    summary:
+      "which slot runs, what is on trial, tries left, what happened last; --exit-code: 8 armed, 9 on trial, 10 rolled back",
     needsAgent: true,
     run: bootStatus,
   },
@@ -73,7 +74,7 @@ export const BOOT_VERBS: readonly CliVerb[] = [
     words: "boot probe",
     synopsis: "[--try] [--disk DISK]",
     summary:
-      "what this board, its firmware and its card can do about trials; --try sets the flag and clears it",
+      "tryboot only, so far on a model: what board, firmware and card can do; --try sets the flag and clears it",
     needsAgent: false,
     run: async (context) => (await import("./probe.ts")).probeBoot(context),
   },

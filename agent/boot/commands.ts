@@ -212,6 +212,7 @@ async function confirm(slots: Slots, call: Call<{ force: boolean }>): Promise<Ou
       "on-trial",
       `not good yet: ${missing.map(({ name, message }) => `${name} (${message})`).join(", ")}; wait, or --force --reason TEXT`,
     );
+  await trying.begun();
   const evidence = missing.map(({ name, message }) => `in spite of ${name}: ${message}`);
   await kept.keeper.confirm(current, evidence, by(call));
   trying.end("good");
@@ -262,6 +263,7 @@ async function rollBack(
     (await refuseDamaged(kept.card, dataDir, other, record, call.signal));
   // Reading takes its time
   if (isPowerBusy()) throw new Refusal("busy", "this node is switching power for others; wait for that");
+  await slots.trying?.begun();
   await kept.keeper.rollBack(record, current, by(call));
   slots.trying?.end("failed");
   await slots.look();

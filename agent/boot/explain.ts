@@ -1,7 +1,8 @@
 /** `fruit boot explain`: why this node did or did not update, or rolled back, in sentences with their evidence. */
 import { otherSlot, type SlotName } from "../../boot/layout.ts";
-import { lasting } from "../terminal.ts";
+import { counted, lasting } from "../terminal.ts";
 import type { HistoryLine } from "./history.ts";
+import { MOST_ROUNDS } from "./quarantine.ts";
 import type { BootStatus } from "./status.ts";
 
 /** What can be said, most important first. */
@@ -56,14 +57,18 @@ function other(status: BootStatus, slot: SlotName, history: readonly HistoryLine
     case "failed":
       return [
         `Version ${version} in slot ${slot} was given up${when(told)}: ${REASONS[reason ?? ""] ?? reason ?? "nobody knows why"}.${byWhom(told)}${evidence}`,
-        status.quarantined === undefined
-          ? "The release itself is not blamed: it may be installed again."
-          : `The release is blamed (${status.quarantined}) and not tried again by itself; 'fruit boot try --force --reason TEXT' does it after it was installed again.`,
+        ...held(status, false),
+        ...(isHeld(status) ? [] : ["The release itself is not blamed: it may be installed again."]),
       ];
     case "staged":
       return [
-        `Version ${version} is whole in slot ${slot} and was not tried yet: 'fruit boot try --reason TEXT' does.`,
+        ...held(status, true),
+        isHeld(status)
+          ? `Version ${version} is whole in slot ${slot}.`
+          : `Version ${version} is whole in slot ${slot} and ${status.rounds === undefined ? "was not tried yet" : "can be tried again"}: 'fruit boot try --reason TEXT' does.`,
       ];
+    case "trying":
+      return held(status, true);
     case "writing":
       return [
         `Slot ${slot} is being written, or was when the power went; 'fruit update install' goes on with it.`,
@@ -82,6 +87,33 @@ function other(status: BootStatus, slot: SlotName, history: readonly HistoryLine
   }
 }
 
+/** Whether only a person's word has the other slot's release tried. */
+const isHeld = ({ quarantined, rounds = 0 }: BootStatus) =>
+  quarantined !== undefined || rounds >= MOST_ROUNDS;
+
+/** What is held against the release in the other slot, and what to do about it, there or once it was installed again. */
+function held({ quarantined, rounds = 0, suspected = [] }: BootStatus, isThere: boolean): string[] {
+  const force = "'fruit boot try --force --reason TEXT' does it all the same";
+  // An install of what is blamed is refused as well
+  const again = isThere ? "" : "'fruit update install FILE --force' puts it there again, and ";
+  if (quarantined !== undefined)
+    return [`The release is blamed (${quarantined}) and not tried again by itself; ${again}${force}.`];
+  if (rounds === 0) return [];
+  const count = `${counted(rounds, "trial")} of it ended without proof against it`;
+  const suspicion =
+    suspected.length === 0
+      ? []
+      : [
+          `It is under suspicion (${suspected.join(", ")}): what is around this node may have been the cause, but when a second trial ends so the release is blamed. See to network, supply and cables before the next.`,
+        ];
+  return [
+    rounds >= MOST_ROUNDS
+      ? `${count}: it is not tried any more until somebody has found out why; ${isThere ? "" : "once it was installed again, "}${force}.`
+      : `${count}; after ${MOST_ROUNDS} it is not tried any more.`,
+    ...suspicion,
+  ];
+}
+
 const TOLD: readonly HistoryLine["what"][] = ["failed", "rolled-back", "fallen-back"];
 
 const REASONS: Record<string, string> = {
@@ -92,8 +124,9 @@ const REASONS: Record<string, string> = {
   "fatal-check": "a check that must not fail said no",
   deadline: "its checks were not all good by the deadline",
   "agent-dead": "its agent was dead",
-  panic: "its kernel panicked",
   "never-came-up": "it was started, and nothing was heard of it",
+  "starts-spent":
+    "it was good, and was then started again and again without staying up, so that the other slot took its place",
   "by-hand": "somebody wanted it so",
 };
 

@@ -55,7 +55,7 @@ export const HISTORY: ChainKind<HistoryLine> = {
 const TEXT_MAX = 500;
 const EVIDENCE_MOST = 32;
 /** So far back it is looked whether something was written down already. */
-const LOOK_BACK = 200;
+export const LOOK_BACK = 200;
 
 /** The history, open for writing. */
 export class History {

@@ -9,13 +9,16 @@ import { otherSlot, type SlotName } from "../../boot/layout.ts";
 import type { BootRecord, Reason } from "../../boot/records.ts";
 import type { BootSwitch } from "../../boot/switch.ts";
 import { within } from "../../hal/limit.ts";
+import type { Machine } from "../../hal/ports.ts";
 import type { Log } from "../log.ts";
 import type { Tell } from "../messages.ts";
 import type { Store } from "../store.ts";
-import type { Happening, History } from "./history.ts";
+import { floorInside } from "./floor.ts";
+import { type Happening, type History, type HistoryLine, LOOK_BACK } from "./history.ts";
 import { clearMarks } from "./marks.ts";
 import { loadPlan, type Plan, savePlan } from "./plan.ts";
-import type { Quarantine } from "./quarantine.ts";
+import { MOST_ROUNDS, type Quarantine } from "./quarantine.ts";
+import { clearStarts } from "./starts.ts";
 import type { CheckState } from "./trial.ts";
 import type { Cause, Verdict } from "./verdict.ts";
 
@@ -29,6 +32,7 @@ export interface KeeperOptions {
   dir: string;
   runDir: string;
   clock: () => { synced: boolean };
+  machine: Pick<Machine, "read">;
   tell: Tell;
   log: Log;
 }
@@ -103,11 +107,16 @@ export class Keeper {
     evidence: string[],
     by?: { who: string; reason?: string },
   ): Promise<BootRecord> {
-    const { boot } = this.#options;
-    const floor = this.#plan?.slot === slot ? BigInt(this.#plan.floor) : 0n;
+    const { boot, machine } = this.#options;
+    const planned = this.#plan?.slot === slot ? BigInt(this.#plan.floor) : 0n;
+    const before = await boot.read();
+    const inside = floorInside(machine, before.slots[slot].version);
+    const floor = planned > inside ? planned : inside;
     failpoint("trial.before-confirm");
-    const record = await boot.setPrimary(slot, { floor });
+    // What took the card too long to answer may have been done since
+    const record = before.primary === slot ? before : await boot.setPrimary(slot, { floor });
     failpoint("trial.confirmed");
+    await this.#startAfresh();
     await this.confirmed(record, slot, evidence, by);
     return record;
   }
@@ -184,17 +193,33 @@ export class Keeper {
     return isOver;
   }
 
-  /** The primary slot was damaged, and U-Boot took the other. */
-  async fallenBack(record: BootRecord, slot: SlotName, { evidence }: Cause): Promise<void> {
-    const facts = factsOf(record, slot);
-    const isNew = await this.#writeOnce({ what: "fallen-back", ...facts, cause: "files-damaged", evidence });
+  /** The primary slot was damaged, or its starts led to nothing: U-Boot or the initramfs took the other. */
+  async fallenBack(record: BootRecord, slot: SlotName, cause: Cause, old: OldSlot): Promise<void> {
+    const { reason, evidence, blame } = cause;
+    // Which trial had made it good: the same content may be installed again, and give way again
+    const facts = { ...factsOf(record, slot), ...(record.confirmed > 0 ? { trial: record.confirmed } : {}) };
+    const isNew = await this.#writeOnce({ what: "fallen-back", ...facts, cause: reason, evidence });
+    const why = reason === "starts-spent" ? "was started again and again and never stayed up" : "is damaged";
     if (isNew)
       this.#options.tell("boot.rolled-back", {
         ...facts,
-        reason: "files-damaged",
+        reason,
         evidence,
-        message: `slot ${slot} (version ${facts.version}) is damaged; this node starts from slot ${record.primary}`,
+        message: `slot ${slot} (version ${facts.version}) ${why}; this node starts from slot ${record.primary}`,
       });
+    // Becoming good clears what trials have counted, so that the history counts
+    const isProof = blame === "round" && (await this.#fallsOf(facts.hash)) >= MOST_ROUNDS;
+    await this.#blame(record, slot, isProof ? { ...cause, blame: "quarantine" } : cause, {
+      plan: undefined,
+      old,
+    });
+  }
+
+  /** How often a content was good and has then led to nothing. */
+  async #fallsOf(hash: string): Promise<number> {
+    const lines = await onPaper(this.#options.history.tail(LOOK_BACK)).catch(() => []);
+    const isFall = (line: HistoryLine) => line.what === "fallen-back" && line.cause === "starts-spent";
+    return lines.filter((line) => isFall(line) && line.hash === hash).length;
   }
 
   /** A whole release stands in the other slot. */
@@ -218,6 +243,7 @@ export class Keeper {
       : await boot.setState(from, { to: "failed", reason: "by-hand" });
     failpoint("trial.failed");
     this.#decided();
+    await this.#startAfresh();
     await this.#write({
       what: "rolled-back",
       ...factsOf(record, from),
@@ -279,6 +305,11 @@ export class Keeper {
         evidence,
         message: `version ${facts.version} in slot ${slot} failed: ${reason}${evidence[0] ? `: ${evidence[0]}` : ""}`,
       });
+  }
+
+  /** What was started in vain before is not held against the slot that is started from now on. */
+  async #startAfresh(): Promise<void> {
+    await onPaper(clearStarts(this.#options.dir)).catch((error) => this.#unwritten(error));
   }
 
   /** There is no deadline any more. */

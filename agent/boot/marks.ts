@@ -6,7 +6,7 @@ import { open, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 
 /** `init` and `agent` were reached; the others ended a try. `stopped`: somebody shut the system down in an orderly way. */
-export const MARKS = ["init", "agent", "agent-dead", "deadline", "panic", "stopped"] as const;
+export const MARKS = ["init", "agent", "agent-dead", "deadline", "stopped"] as const;
 
 /** One line. */
 export interface Mark {

@@ -8,7 +8,7 @@ import { openHardware } from "../hardware.ts";
 import { CliError, EXIT, type Io } from "../terminal.ts";
 import { type HistoryLine, readHistory } from "./history.ts";
 import { type NodeCard, openNodeCard } from "./open.ts";
-import { quarantined } from "./quarantine.ts";
+import { heldAgainst } from "./quarantine.ts";
 import { startsIn } from "./starts.ts";
 import { type BootStatus, statusOf } from "./status.ts";
 
@@ -63,7 +63,6 @@ export function lookOffline(io: Io, disk: string | undefined, last: number): Pro
     const { lines, problems } = await readHistory(dir, last);
     const starts = (await startsIn(dir)).length;
     const other = record.slots[otherSlot(boot.current ?? record.primary)];
-    const blamed = await quarantined(data_dir, other.hash);
     const status = statusOf({
       kind: boot.kind,
       disk: device.name,
@@ -71,7 +70,7 @@ export function lookOffline(io: Io, disk: string | undefined, last: number): Pro
       record,
       last: lines.at(-1),
       loop: starts >= loop_starts ? starts : undefined,
-      quarantined: blamed?.reason,
+      against: await heldAgainst(data_dir, other.hash),
     });
     return { status, lines, problems };
   });

@@ -21,6 +21,14 @@ const Document = v.object({
 });
 /** Why a content is not tried again. */
 export type QuarantineEntry = v.InferOutput<typeof Entry>;
+/** All that is held against a content. */
+export interface HeldAgainst {
+  blamed?: QuarantineEntry;
+  /** Trials that ended without proof against it. */
+  rounds: number;
+  /** What it will be blamed for when a second trial ends so: checks that said no, or a reason. */
+  suspected?: readonly string[];
+}
 
 const NAME = "quarantine";
 /** Old ones go: a release that failed a hundred releases ago is below every floor. */
@@ -42,12 +50,16 @@ export class Quarantine {
     return Object.keys(this.#document.hashes).length;
   }
 
+  against(hash: string): HeldAgainst {
+    return against(this.#document, hash);
+  }
+
   of(hash: string): QuarantineEntry | undefined {
-    return Object.hasOwn(this.#document.hashes, hash) ? this.#document.hashes[hash] : undefined;
+    return this.against(hash).blamed;
   }
 
   roundsOf(hash: string): number {
-    return Object.hasOwn(this.#document.rounds, hash) ? (this.#document.rounds[hash] ?? 0) : 0;
+    return this.against(hash).rounds;
   }
 
   /** A hash that nobody knows is no content. */
@@ -89,13 +101,27 @@ export class Quarantine {
 
 /** Why a content must not be installed, read from a data folder without the agent; undefined where nothing is against it. */
 export async function quarantined(dataDir: string, hash: string): Promise<QuarantineEntry | undefined> {
+  return (await heldAgainst(dataDir, hash)).blamed;
+}
+
+/** What is held against a content, read from a data folder without the agent. */
+export async function heldAgainst(dataDir: string, hash: string): Promise<HeldAgainst> {
   const text = await readFile(join(dataDir, "boot", `${NAME}.json`), "utf8").catch(() => "");
   try {
-    const { hashes } = v.parse(Document, JSON.parse(text));
-    return Object.hasOwn(hashes, hash) ? hashes[hash] : undefined;
+    return against(v.parse(Document, JSON.parse(text)), hash);
   } catch {
-    return undefined;
+    return { rounds: 0 };
   }
+}
+
+function against({ hashes, rounds, suspects }: v.InferOutput<typeof Document>, hash: string): HeldAgainst {
+  const own = <T>(all: Record<string, T>) => (Object.hasOwn(all, hash) ? all[hash] : undefined);
+  const [blamed, suspect] = [own(hashes), own(suspects)];
+  return {
+    ...(blamed ? { blamed } : {}),
+    rounds: own(rounds) ?? 0,
+    ...(suspect ? { suspected: suspect.what } : {}),
+  };
 }
 
 function newest<T>(all: Record<string, T>): Record<string, T> {

@@ -21,6 +21,8 @@ export const BootSection = strict({
   healthy_seconds: bounded(1, 86_400, 600),
   /** Starts without as much health in between that are a loop. */
   loop_starts: whole(2, 100, 5),
+  /** How often the good slots are read through, in the background; 0: never. */
+  audit_hours: bounded(0, 500, 24),
   /** Free memory that a trial needs, bytes. */
   memory_min_bytes: whole(0, 2 ** 40, 32 * 1024 * 1024),
   /** OpenRC services that must run. */

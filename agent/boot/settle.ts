@@ -28,7 +28,7 @@ export async function settle(verdict: Verdict, situation: Situation): Promise<Ve
       await keeper.confirmed(record, verdict.slot, ["found so in the record"]);
       return { is: "good" };
     case "fallen-back":
-      await keeper.fallenBack(record, verdict.slot, verdict.cause);
+      await keeper.fallenBack(record, verdict.slot, verdict.cause, situation.old);
       return { is: "good" };
     case "failed": {
       const isOver = await keeper.settleFailed(record, verdict, situation.old);

@@ -4,11 +4,12 @@ import { SLOTS } from "../../boot/layout.ts";
 import type { Copies } from "../../boot/records.ts";
 import { counted, lasting, printable, table } from "../terminal.ts";
 import type { HistoryLine } from "./history.ts";
+import { MOST_ROUNDS } from "./quarantine.ts";
 import type { BootStatus, LastStatus } from "./status.ts";
 
 /** `fruit boot status`: the few lines a technician needs. */
 export function statusText(status: BootStatus): string {
-  const { running, primary, trial, slots, last, loop, quarantined } = status;
+  const { running, primary, trial, slots, last, loop, quarantined, rounds, suspected } = status;
   const lines: [string, string][] = [
     [
       "running",
@@ -25,6 +26,9 @@ export function statusText(status: BootStatus): string {
     ...(quarantined === undefined
       ? []
       : [["blamed", `the other slot's release: ${quarantined}`] as [string, string]]),
+    ...(quarantined !== undefined || rounds === undefined
+      ? []
+      : [["doubted", doubtText(rounds, suspected)] as [string, string]]),
   ];
   const rows = SLOTS.map((slot) => {
     const { state, version = "-", hash = "-", bytes, reason = "-" } = slots[slot];
@@ -46,6 +50,11 @@ function trialText(trial: BootStatus["trial"]): string {
   const left = `${counted(tries_left, "try", "tries")} left`;
   if (!running) return `slot ${slot}, version ${version}: at the next start, ${left}`;
   return `slot ${slot}, version ${version}: try ${started}, ${left}${left_s === undefined ? "" : `, decided within ${lasting(left_s)}`}`;
+}
+
+function doubtText(rounds: number, suspected: readonly string[] = []): string {
+  const why = suspected.length > 0 ? ` (${suspected.join(", ")})` : "";
+  return `the other slot's release: ${counted(rounds, "round", "rounds")} of ${MOST_ROUNDS} without proof against it${why}`;
 }
 
 function lastText({ what, version, slot, cause, evidence, by, ts, clock }: LastStatus): string {

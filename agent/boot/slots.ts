@@ -15,9 +15,10 @@ import { uptimeOf, wordOf } from "./kernel.ts";
 import { readMarks } from "./marks.ts";
 import { Quarantine } from "./quarantine.ts";
 import { rebootUntil } from "./reboot.ts";
+import { lookForRot } from "./rot.ts";
 import type { BootOptions } from "./service.ts";
 import { settle } from "./settle.ts";
-import { LoopBreaker } from "./starts.ts";
+import { LoopBreaker, spentIn } from "./starts.ts";
 import { type BootStatus, stateOf, statusOf } from "./status.ts";
 import { Trying } from "./trying.ts";
 import { judge, type Verdict } from "./verdict.ts";
@@ -166,6 +167,7 @@ export class Slots {
     const keeper = new Keeper({
       ...{ boot, history, quarantine, store, dir: this.#dir },
       ...{ runDir: options.config.run_dir, clock: options.clock, tell: options.tell, log: options.log },
+      machine: options.hal.machine,
     });
     const baseline = new Baseline(store, this.#nowMs);
     signal.throwIfAborted();
@@ -194,7 +196,8 @@ export class Slots {
     }
     const marks = await onPaper(readMarks(this.#dir));
     const { bootId: boot } = options.hal.machine;
-    const verdict = judge({ record: this.#record, current, plan: keeper.plan, marks, boot });
+    const spent = await onPaper(spentIn(this.#dir));
+    const verdict = judge({ record: this.#record, current, plan: keeper.plan, marks, boot, spent });
     this.#verdict = verdict;
     options.log("info", "boot.start", { slot: current, is: verdict.is });
     if (verdict.is === "on-trial") {
@@ -275,6 +278,8 @@ export class Slots {
     const { baseline, card } = this.#needed;
     const { options } = this;
     const version = () => String(this.#record?.slots[card.boot.current ?? "a"].version ?? "");
+    const hours = card.boot.current === undefined ? 0 : options.config.audit_hours;
+    const reading = lookForRot({ card, hours, alarm: options.alarm, log: options.log }, signal);
     while (!signal.aborted) {
       try {
         await this.look();
@@ -298,6 +303,7 @@ export class Slots {
         () => undefined,
       );
     }
+    await reading;
   }
 
   /** Publishes how things are, where they are otherwise than before; one after the other, so that what is older never comes last. */
@@ -319,7 +325,7 @@ export class Slots {
       record,
       last,
       loop: this.#loops.starts,
-      quarantined: quarantine.of(other.hash)?.reason,
+      against: quarantine.against(other.hash),
       trial: this.#trying?.progress,
     });
     const failed = other.state === "failed" && other.reason !== "by-hand";

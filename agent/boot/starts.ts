@@ -1,6 +1,8 @@
 /**
- * Starts of a good system, one boot id a line in `DATA/boot/starts`, until one has been healthy for long enough. Many in a row are
- * a loop: nothing is then tried or installed by itself, and the watchdog is fed whatever happens, so that a person can log in.
+ * Starts of a good system, one boot id a line in `DATA/boot/starts`, until one has been healthy for long enough; the initramfs adds
+ * them too, for a system that does not come as far as its agent. Many in a row are a loop: nothing is then tried or installed by
+ * itself, and the watchdog is fed whatever happens, so that a person can log in. Ten in a row are too many: the initramfs has the
+ * other slot take over where it can (`image/rootfs/initramfs/lib/fruit/starts.sh`), and leaves them in `DATA/boot/starts.spent`.
  */
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { appendFile, readFile, rm } from "node:fs/promises";
@@ -19,12 +21,17 @@ export async function countStart(dir: string, boot: string): Promise<number> {
 }
 
 /** Starts since the last healthy one; none where the file cannot be read. */
-export async function startsIn(dir: string): Promise<string[]> {
-  const text = await readFile(join(dir, "starts"), "utf8").catch(() => "");
+export const startsIn = (dir: string) => bootsIn(join(dir, "starts"));
+
+/** Starts of the slot that the initramfs last had give way to the other. */
+export const spentIn = (dir: string) => bootsIn(join(dir, "starts.spent"));
+
+async function bootsIn(file: string): Promise<string[]> {
+  const text = await readFile(file, "utf8").catch(() => "");
   return [...new Set(text.split("\n").filter((line) => /^[\w-]{1,64}$/.test(line)))];
 }
 
-/** This start was a healthy one. */
+/** This start was a healthy one, or what is started from now on is something else. */
 export async function clearStarts(dir: string): Promise<void> {
   await rm(join(dir, "starts"), { force: true });
 }

@@ -5,6 +5,7 @@ import { NO_HASH } from "../../boot/slots.ts";
 import type { SwitchKind } from "../../boot/switch.ts";
 import type { Payload } from "../messages.ts";
 import type { HistoryLine } from "./history.ts";
+import type { HeldAgainst } from "./quarantine.ts";
 import type { CheckState } from "./trial.ts";
 
 /** One slot for people and programs; what is not known is absent. */
@@ -52,6 +53,10 @@ export interface BootStatus {
   loop?: number;
   /** The content of the other slot is not tried again by itself, and why. */
   quarantined?: string;
+  /** Trials of that content which ended without proof against it. */
+  rounds?: number;
+  /** What it will be blamed for when a second trial ends so. */
+  suspected?: readonly string[];
 }
 
 /** What a status is made of. */
@@ -62,13 +67,15 @@ export interface StatusFacts {
   record: BootRecord;
   last?: HistoryLine | undefined;
   loop?: number | undefined;
-  quarantined?: string | undefined;
+  /** What is held against the content of the other slot. */
+  against: HeldAgainst;
   trial?: { left_s: number; checks: CheckState[] } | undefined;
 }
 
 /** Puts a status together. */
 export function statusOf(facts: StatusFacts): BootStatus {
-  const { record, current, last, loop, quarantined } = facts;
+  const { record, current, last, loop } = facts;
+  const { blamed, rounds, suspected } = facts.against;
   const trial = trialOf(facts);
   return {
     switch: facts.kind,
@@ -80,7 +87,9 @@ export function statusOf(facts: StatusFacts): BootStatus {
     floor: String(record.floor),
     ...(last ? { last: lastOf(last) } : {}),
     ...(loop === undefined ? {} : { loop }),
-    ...(quarantined === undefined ? {} : { quarantined }),
+    ...(blamed ? { quarantined: blamed.reason } : {}),
+    ...(rounds > 0 ? { rounds } : {}),
+    ...(suspected ? { suspected } : {}),
   };
 }
 

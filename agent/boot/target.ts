@@ -1,11 +1,9 @@
 /** What a slot holds before the node is sent there: read from the medium, and compared with what is known of it. */
-import { readFile } from "node:fs/promises";
-import { join } from "node:path";
 import type { SlotName } from "../../boot/layout.ts";
 import type { BootRecord, SlotRecord } from "../../boot/records.ts";
 import { NO_HASH } from "../../boot/slots.ts";
-import { parseUpdate } from "../../boot/updatefile.ts";
 import { Refusal } from "../commands.ts";
+import { keptRelease } from "../release/kept.ts";
 import { hashOf, type OpenCard, readThrough } from "./card.ts";
 
 /** Longest that a slot may take to be read: 1 GiB from a slow card, with rests. */
@@ -59,14 +57,8 @@ async function releaseIn(
   slot: SlotName,
   { payloadBytes }: SlotRecord,
 ): Promise<string | undefined> {
-  try {
-    const { info } = parseUpdate(await readFile(join(dataDir, "releases", `${slot}.fruit`)));
-    return info.length === payloadBytes
-      ? Buffer.from(info.piecesRoot.subarray(0, 16)).toString("hex")
-      : undefined;
-  } catch {
-    return undefined;
-  }
+  const kept = await keptRelease(dataDir, slot);
+  return kept?.payloadBytes === payloadBytes ? kept.hash : undefined;
 }
 
 async function reading<T>(

@@ -39,6 +39,7 @@ export class Trying {
   readonly #trial: Trial;
   readonly #byHand = new AbortController();
   #ending: Ending = "stopped";
+  #begun: Promise<void> = Promise.resolve();
 
   constructor(all: TryingOptions) {
     const { options, nowMs, bootedMs, changed } = all;
@@ -73,11 +74,14 @@ export class Trying {
   }
 
   /** Leaves word that the agent was reached, and of the deadline. */
-  async begin(): Promise<void> {
-    const { kept, record, options } = this.#all;
-    kept.keeper.expire(options.config.deadline_seconds);
-    await this.#mark("agent");
-    await kept.keeper.begun(record, this.slot);
+  begin(): Promise<void> {
+    this.#begun = this.#begin();
+    return this.#begun;
+  }
+
+  /** The trial's beginning was told, or could not be: what a person decides is told after it. */
+  async begun(): Promise<void> {
+    await this.#begun.catch(() => undefined);
   }
 
   /** To its end, and into the record. */
@@ -120,6 +124,13 @@ export class Trying {
     const why = isCard ? "files-damaged" : reason;
     await kept.keeper.fail(this.slot, why, states, record.trial?.started ?? 1).catch(trouble);
     kept.keeper.expire(0);
+  }
+
+  async #begin(): Promise<void> {
+    const { kept, record, options } = this.#all;
+    kept.keeper.expire(options.config.deadline_seconds);
+    await this.#mark("agent");
+    await kept.keeper.begun(record, this.slot);
   }
 
   async #mark(what: "agent" | "stopped"): Promise<void> {

@@ -1,6 +1,7 @@
 /** What the records, the marks and the trial's own record together say of this start. Nothing here touches anything. */
 import { otherSlot, type SlotName } from "../../boot/layout.ts";
 import type { BootRecord, Reason } from "../../boot/records.ts";
+import { counted } from "../terminal.ts";
 import type { Mark } from "./marks.ts";
 import { BUILT_IN_CHECKS, SURROUNDINGS } from "./names.ts";
 import { isOf, type Plan } from "./plan.ts";
@@ -12,6 +13,8 @@ export interface Facts {
   plan?: Plan | undefined;
   marks: readonly Mark[];
   boot: string;
+  /** Boot ids of the starts that the initramfs last found to lead to nothing. */
+  spent?: readonly string[];
 }
 
 /**
@@ -31,7 +34,7 @@ export type Verdict =
   /** A trial that was confirmed, and perhaps not told to the end. */
   | { is: "confirmed"; slot: SlotName; plan: Plan }
   | { is: "failed"; slot: SlotName; cause: Cause; plan?: Plan }
-  /** The primary slot was damaged, and the node starts from the other. */
+  /** The primary slot was damaged, or its starts led to nothing, and the node starts from the other. */
   | { is: "fallen-back"; slot: SlotName; cause: Cause };
 
 /** Why a slot failed. */
@@ -59,11 +62,13 @@ export function judge(facts: Facts): Verdict {
 }
 
 /** The primary slot runs: what became of the other? */
-function judgeOther({ record, plan, marks, boot }: Facts, other: SlotName): Verdict {
+function judgeOther({ record, plan, marks, boot, spent = [] }: Facts, other: SlotName): Verdict {
   const { state, reason } = record.slots[other];
   if (record.trial && state === "trying")
     return { is: "armed", slot: other, isOverdue: plan !== undefined && plan.boot !== boot };
   if (state !== "failed") return { is: "good" };
+  if (reason === "starts-spent")
+    return { is: "fallen-back", slot: other, cause: startsSpent(spent, marks, other) };
   const own = plan?.slot === other && isOf(plan, record) ? plan : undefined;
   const cause = causeOf(reason, own, marks);
   if (!own && reason === "files-damaged") return { is: "fallen-back", slot: other, cause };
@@ -72,25 +77,46 @@ function judgeOther({ record, plan, marks, boot }: Facts, other: SlotName): Verd
   return { is: "failed", slot: other, cause, ...(own ? { plan: own } : {}) };
 }
 
+/** As often as the watchdog feeder starts a node again for a dead agent. */
+const DEAD_STARTS = 3;
+
+/**
+ * A slot that was good was started again and again without staying up. It is to blame where that was its agent, which the feeder has
+ * seen; a crash looks like a power cut.
+ */
+function startsSpent(spent: readonly string[], marks: readonly Mark[], slot: SlotName): Cause {
+  const seen = marks.filter(({ trial, boot }) => trial === 0 && spent.includes(boot));
+  const dead = new Set(seen.filter(({ what }) => what === "agent-dead").map(({ boot }) => boot)).size;
+  return {
+    reason: "starts-spent",
+    blame: dead >= DEAD_STARTS ? "quarantine" : "round",
+    evidence: [
+      `slot ${slot} was started ${spent.length > 0 ? `${spent.length} times` : "again and again"} in a row, and never stayed up for long enough`,
+      dead > 0
+        ? `in ${dead} of these starts its agent was dead`
+        : "nothing was seen of these starts: crashes, hangs and power cuts look the same",
+      ...seen.map(inWords),
+    ],
+  };
+}
+
 /** Why a trial failed, from the reason in the record and what was seen of its tries. */
 export function causeOf(reason: Reason, plan: Plan | undefined, all: readonly Mark[]): Cause {
   const marks = plan ? all.filter(({ trial }) => trial === plan.trial) : [];
   const seen = marks.map(inWords);
   switch (reason) {
     case "tries-spent":
-      return { ...spent(plan, marks), evidence: seen.length > 0 ? seen : [nothingSeen(plan)] };
+      return {
+        ...spent(plan, marks),
+        evidence: seen.length > 0 ? [...seen, ...silent(plan, marks)] : [nothingSeen(plan)],
+      };
     case "check-failed":
     case "fatal-check":
     case "deadline":
     case "agent-dead":
       return givenUp(reason, plan, marks);
-    case "panic":
     case "never-came-up":
-      return {
-        reason,
-        blame: reason === "panic" ? "quarantine" : "suspect",
-        evidence: seen.length > 0 ? seen : [nothingSeen(plan)],
-      };
+      return { reason, blame: "suspect", evidence: seen.length > 0 ? seen : [nothingSeen(plan)] };
     case "files-damaged":
       return {
         reason,
@@ -116,7 +142,7 @@ function givenUp(reason: Reason, plan: Plan | undefined, marks: readonly Mark[])
 /** All tries were started: what is the worst that was seen of them? */
 function spent(plan: Plan | undefined, marks: readonly Mark[]): { reason: Reason; blame: Blame } {
   const has = (what: Mark["what"]) => marks.some((mark) => mark.what === what);
-  for (const what of ["panic", "agent-dead", "deadline"] as const)
+  for (const what of ["agent-dead", "deadline"] as const)
     if (has(what)) return { reason: what, blame: "quarantine" };
   // Without the trial's own record nobody knows whether marks could be written.
   if (plan?.trial !== undefined && marks.length === 0) return { reason: "never-came-up", blame: "suspect" };
@@ -139,9 +165,22 @@ function nothingSeen(plan: Plan | undefined): string {
     : "the trial's own record is missing, so nothing is known of its starts";
 }
 
+/** What it means that no try came further than the initramfs: nothing here keeps a panic over the start that follows it. */
+function silent(plan: Plan | undefined, marks: readonly Mark[]): string[] {
+  if (!plan || marks.some(({ what, text }) => what !== "init" || text !== undefined)) return [];
+  const count = new Set(marks.map(({ attempt }) => attempt)).size;
+  const which =
+    count === plan.tries
+      ? `each of its ${counted(count, "try", "tries")}`
+      : `${count} of its ${plan.tries} tries`;
+  return [
+    `went silent after the initramfs in ${which}: a kernel panic, a first program that ends, a hang, or power that failed`,
+  ];
+}
+
 /** A mark for people. */
-function inWords({ attempt, boot, what, text }: Mark): string {
-  return `try ${attempt}: ${WORDS[what]}${text ? `: ${text}` : ""} (boot ${boot.slice(0, 8)})`;
+function inWords({ trial, attempt, boot, what, text }: Mark): string {
+  return `${trial === 0 ? "" : `try ${attempt}: `}${WORDS[what]}${text ? `: ${text}` : ""} (boot ${boot.slice(0, 8)})`;
 }
 
 const WORDS: Record<Mark["what"], string> = {
@@ -149,6 +188,5 @@ const WORDS: Record<Mark["what"], string> = {
   agent: "the agent started",
   "agent-dead": "the agent was dead",
   deadline: "the deadline passed",
-  panic: "the kernel panicked",
   stopped: "it was shut down in an orderly way",
 };

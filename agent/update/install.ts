@@ -1,23 +1,23 @@
 /** One install from the words of the command line to the staged slot. */
-import { copyFile, mkdir, open, rename, rm } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { copyFile, mkdir, open, rename, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { admit, hashPrefix } from "../../boot/admit.ts";
 import type { Release } from "../../boot/content.ts";
 import type { Step } from "../../boot/install.ts";
 import { otherSlot, type SlotName } from "../../boot/layout.ts";
-import { fileProgress, replaceFile } from "../../boot/progress.ts";
+import { fileProgress } from "../../boot/progress.ts";
 import type { BootRecord } from "../../boot/records.ts";
 import { type Situation, verifyRelease } from "../../boot/release.ts";
 import { openSide, type Side } from "../../boot/side.ts";
 import { fileSource, type Source, streamSource } from "../../boot/source.ts";
 import type { Trust } from "../../boot/trust.ts";
-import { onlySignedBy, parseUpdate, readSignature, readStatement } from "../../boot/updatefile.ts";
+import { onlySignedBy, parseUpdate } from "../../boot/updatefile.ts";
 import { SlotWriter } from "../../boot/writer.ts";
 import type { BlockDevice, Hal } from "../../hal/ports.ts";
 import type { OpenCard } from "../boot/card.ts";
 import { quarantined } from "../boot/quarantine.ts";
 import { reasonOf, syncDirectory } from "../record/lines.ts";
-import { readUpdate } from "../release/files.ts";
+import { keptRelease, releasesIn } from "../release/kept.ts";
 import { CliError, EXIT } from "../terminal.ts";
 import { BUILD } from "../version.ts";
 import { openSlot } from "./target.ts";
@@ -70,10 +70,10 @@ export async function accept(order: Order): Promise<Accepted> {
   const record = await boot.read();
   const slot = otherSlot(boot.current ?? record.primary);
   const from = boot.current ?? record.primary;
-  const when = {
-    now: hal.machine.clock().synced ? Math.floor(Date.now() / 1000) : undefined,
-    atLeast: Math.max(BUILD.time, record.time, await createdOf(dataDir, from, record.slots[from].hash)),
-  };
+  const now = hal.machine.clock().synced ? Math.floor(Date.now() / 1000) : undefined;
+  const signed = await createdOf(dataDir, from, record.slots[from].hash);
+  // What was once taken for the time is better than nothing, and no better than a clock that is set
+  const when = { now, atLeast: Math.max(BUILD.time, signed, now === undefined ? record.time : 0) };
   const running = record.slots[from].version;
   const node = { ...when, boards: compatible, floor: record.floor, running };
   const release = verifyRelease(update.bytes, trust, node);
@@ -98,8 +98,8 @@ export async function install(order: Order): Promise<Installed> {
   const source = await openSource(order, release, open);
   const device = await openSlot(hal, card.disk, card.slots[slot]);
   open.defer(() => device.close());
-  // Where it cannot even be made, the slot keeps what it has
-  await keeping(dataDir, () => mkdir(releasesIn(dataDir), { recursive: true, mode: 0o700 }));
+  // Where there is no room for it, the slot keeps what it has
+  const keep = await keeping(dataDir, () => writeBeside(order, slot, release.signers));
   order.begins(release, slot);
   const writer = await SlotWriter.open({
     boot: card.boot,
@@ -115,7 +115,7 @@ export async function install(order: Order): Promise<Installed> {
   });
   try {
     // Not before the slot is `writing`: what was staged there needs its own. And not staged without: it has the version floor
-    await keeping(dataDir, () => keepFiles(order, slot, release.signers));
+    await keeping(dataDir, keep);
     await source.pour(writer);
     const record = await writer.finish(source.again);
     return { release, slot, record, bytesWritten: writer.bytesWritten, pastCache: device.pastCache };
@@ -128,12 +128,10 @@ export async function install(order: Order): Promise<Installed> {
   }
 }
 
-const releasesIn = (dataDir: string) => join(dataDir, "releases");
-
 /** Work without which there is no install. */
-async function keeping(dataDir: string, work: () => Promise<unknown>): Promise<void> {
+async function keeping<T>(dataDir: string, work: () => Promise<T>): Promise<T> {
   try {
-    await work();
+    return await work();
   } catch (cause) {
     throw new CliError(
       EXIT.failed,
@@ -148,14 +146,8 @@ async function keeping(dataDir: string, work: () => Promise<unknown>): Promise<v
  * about other content, or says two things.
  */
 async function createdOf(dataDir: string, slot: SlotName, hash: string): Promise<number> {
-  try {
-    const { info, signatures } = parseUpdate(await readUpdate(join(releasesIn(dataDir), `${slot}.fruit`)));
-    if (hashPrefix(info.piecesRoot) !== hash) return 0;
-    const times = [...signatures].map(([id, one]) => readStatement(readSignature(id, one).statement).created);
-    return times.every((time) => time === times[0]) ? (times[0] ?? 0) : 0;
-  } catch {
-    return 0;
-  }
+  const kept = await keptRelease(dataDir, slot);
+  return kept?.hash === hash ? (kept.stated(({ created }) => created) ?? 0) : 0;
 }
 
 /** The leaf hashes, checked; kept open. */
@@ -176,28 +168,48 @@ async function openSource(
   return fileSource(file, size);
 }
 
-/** `releases/b.fruit` and `.side`: what the slot holds, to be checked and to be seeded from. */
-async function keepFiles(
+/**
+ * `releases/b.fruit` and `.side`: what the slot holds, to be checked and to be seeded from. Writes both beside what is there, whole and
+ * flushed; what it returns puts them in its place and needs no room for that.
+ */
+async function writeBeside(
   { dataDir, update, side }: Order,
   slot: SlotName,
   signers: readonly string[],
-): Promise<void> {
-  const kept = join(releasesIn(dataDir), slot);
-  // The one without the other says nothing: the update file comes last
-  await rm(`${kept}.fruit`, { force: true });
-  if (side !== `${kept}.side`) await copyWhole(side, `${kept}.side`);
-  // Nobody else's statement is kept: the version floor is read from this file
-  await replaceFile(`${kept}.fruit`, onlySignedBy(parseUpdate(update.bytes), signers));
+): Promise<() => Promise<void>> {
+  const folder = releasesIn(dataDir);
+  await mkdir(folder, { recursive: true, mode: 0o700 });
+  const kept = join(folder, slot);
+  const isKept = side === `${kept}.side`;
+  try {
+    if (!isKept) {
+      await copyFile(side, `${kept}.side.new`);
+      await flushed(`${kept}.side.new`);
+    }
+    // Nobody else's statement is kept: the version floor is read from this file
+    await writeFile(`${kept}.fruit.new`, onlySignedBy(parseUpdate(update.bytes), signers), {
+      mode: 0o600,
+      flush: true,
+    });
+  } catch (cause) {
+    for (const end of ["side", "fruit"]) await rm(`${kept}.${end}.new`, { force: true }).catch(() => {});
+    throw cause;
+  }
+  return async () => {
+    // The one without the other says nothing: the update file comes last
+    await rm(`${kept}.fruit`, { force: true });
+    if (!isKept) await rename(`${kept}.side.new`, `${kept}.side`);
+    await syncDirectory(folder);
+    await rename(`${kept}.fruit.new`, `${kept}.fruit`);
+    await syncDirectory(folder);
+  };
 }
 
-async function copyWhole(from: string, to: string): Promise<void> {
-  await copyFile(from, `${to}.new`);
-  const copy = await open(`${to}.new`, "r");
+async function flushed(path: string): Promise<void> {
+  const file = await open(path, "r+");
   try {
-    await copy.sync();
+    await file.sync();
   } finally {
-    await copy.close();
+    await file.close();
   }
-  await rename(`${to}.new`, to);
-  await syncDirectory(dirname(to));
 }

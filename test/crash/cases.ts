@@ -1,6 +1,6 @@
 /** Names of cases, and which of them a test runs: all, some, or the one that `FRUIT_CRASH` names. */
 import { env } from "node:process";
-import { casesOf, Examiner, type Recording, record } from "./engine.ts";
+import { type Beyond, casesOf, Examiner, type Recording, record } from "./engine.ts";
 import { liveFaults } from "./faults.ts";
 import type { SCENARIOS } from "./scenarios.ts";
 
@@ -10,7 +10,7 @@ export interface Outcome {
   /** Of these, cards that differed. */
   distinct: number;
   /** Cards that have lost what was confirmed (see `Examiner.beyond`). */
-  beyond: number;
+  beyond: Readonly<Record<Beyond, number>>;
   /** Name of a case and what did not hold. */
   wrong: string[];
 }
@@ -25,7 +25,7 @@ export type Wanted = (name: string, isData: boolean) => boolean;
 export async function examine(scenario: (typeof SCENARIOS)[number], isWanted: Wanted): Promise<Outcome> {
   const recording = await record(scenario);
   const examiner = new Examiner(recording);
-  const outcome = { cases: 0, distinct: 0, beyond: 0, wrong: [] as string[] };
+  const outcome = { cases: 0, wrong: [] as string[] };
   for (const { name, isData, run } of named(recording, examiner)) {
     if (!isWanted(name, isData)) continue;
     outcome.cases++;

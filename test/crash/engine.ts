@@ -11,7 +11,10 @@
  * Where a card did more than lose what was not flushed, one of these cannot hold at every moment, only in the end:
  * - `lie`, a flush that was none: a slot may be called staged and not be whole. U-Boot or the trial finds out; it is never
  *   confirmed. With the records themselves lost the node falls back to what it was before.
- *   Only what was confirmed before it got lost is beyond help (`Examiner.beyond` counts those cards).
+ *   What was confirmed before it got lost is another matter: of those cards (`Examiner.beyond` counts them) only this is claimed. They
+ *   come to an end within I3's restarts. No slot is started whose kernel or initramfs is damaged. Where that shows, or that its first
+ *   block is, the other slot takes over if it is good and whole, and the rescue starts only if it is not. Damage elsewhere in the root
+ *   nobody has looked for when it is started: then it runs (`unnoticed`), and can be updated as ever.
  * - `rot` in the slot on trial: the same.
  * - `data`, a data partition that lost what was flushed: the trial has no papers and fails, and so would one of the same release
  *   again until somebody insists (I4).
@@ -79,8 +82,8 @@ export class Examiner {
     this.#recording = recording;
   }
 
-  /** Cards that have lost what was flushed, read back and confirmed: nobody can promise anything of those. */
-  beyond = 0;
+  /** Cards that have lost what was flushed, read back and confirmed, by what they end with. */
+  readonly beyond: Record<Beyond, number> = { whole: 0, rescue: 0, unnoticed: 0 };
 
   /** Cards that differed. */
   get distinct(): number {
@@ -136,7 +139,7 @@ export class Examiner {
   async #revive(node: Node, proviso: Proviso): Promise<readonly string[]> {
     const revival = new Revival(node, this.#recording.scenario, proviso);
     const found = await revival.run();
-    if (revival.isBeyond) this.beyond++;
+    if (revival.beyond) this.beyond[revival.beyond]++;
     return found;
   }
 
@@ -154,13 +157,18 @@ export class Examiner {
 
 const NOTHING: Folder = new Map();
 
+/** What becomes of a card that has lost what was confirmed: a whole slot, the rescue, or a slot of which nobody knows that it is damaged. */
+export type Beyond = "whole" | "rescue" | "unnoticed";
+
 /** A node after a power cut, until it stays up and was updated. */
 class Revival {
   readonly #node: Node;
   readonly #scenario: Scenario;
   readonly #proviso: Proviso;
   readonly #found: string[] = [];
-  isBeyond = false;
+  /** Where it has lost what was confirmed. */
+  beyond: Beyond | undefined;
+  #unnoticed: SlotName | undefined;
 
   constructor(node: Node, scenario: Scenario, proviso: Proviso) {
     this.#node = node;
@@ -171,8 +179,10 @@ class Revival {
   async run(): Promise<readonly string[]> {
     try {
       const primary = this.#node.record()?.primary;
-      this.isBeyond = this.#proviso === "lie" && primary !== undefined && !this.#node.held(primary);
-      if (this.isBeyond) return [];
+      if (this.#proviso === "lie" && primary !== undefined && !this.#node.held(primary)) {
+        this.beyond = await this.#endBeyond();
+        return this.#found;
+      }
       this.#checkSlots("as it was found");
       const running = await this.#settle("after the cut");
       if (running && this.#proviso !== "read-only") await this.#updateAgain(running);
@@ -199,10 +209,14 @@ class Revival {
         return undefined;
       }
       const isTrial = start.args.includes("fruit.trial=");
-      if (!this.#node.held(boots) && !(isTrial && this.#isLoose))
+      if (!this.#node.held(boots) && boots !== this.#unnoticed && !(isTrial && this.#isLoose))
         this.#say("I2", `${which} is slot ${boots}, which is not whole`);
       this.#checkSlots(which);
       if (end.is === "trouble") this.#say("I4", `${which}, the agent: ${end.why}`);
+      if (end.is === "rescue") {
+        this.#say("I1", `${which} ends in the rescue`);
+        return undefined;
+      }
       if (end.is === "again") {
         why = `slot ${boots}: ${end.why}`;
         continue;
@@ -214,6 +228,37 @@ class Revival {
     return undefined;
   }
 
+  /** What may be said of a node whose card has lost what was confirmed. */
+  async #endBeyond(): Promise<Beyond | undefined> {
+    const most = 3 + (this.#node.record()?.trial?.triesLeft ?? 0);
+    for (let restarts = 0; restarts <= most; restarts++) {
+      const { start, end } = await this.#node.turn();
+      const which = `beyond help, start ${restarts + 1}`;
+      if (end.is === "trouble") this.#say("I4", `${which}, the agent: ${end.why}`);
+      if (end.is === "rescue") return this.#rescuedBeyond(which);
+      const { boots } = start;
+      if (boots !== "a" && boots !== "b") this.#say("I1", `${which}: nothing starts`);
+      else if (!this.#node.canBoot(boots))
+        this.#say("I1", `${which} is slot ${boots}, whose boot files are damaged`);
+      else if (end.is === "up") return await this.#runsBeyond(boots);
+    }
+    this.#say("I3", `beyond help, it still restarts after ${most} times`);
+    return undefined;
+  }
+
+  #rescuedBeyond(which: string): Beyond {
+    for (const [slot, { state }] of Object.entries(this.#node.record()?.slots ?? {}))
+      if (state === "good" && this.#node.held(slot as SlotName))
+        this.#say("I1", `${which} is the rescue, though slot ${slot} is good and whole`);
+    return "rescue";
+  }
+
+  async #runsBeyond(running: SlotName): Promise<Beyond> {
+    if (!this.#node.held(running)) this.#unnoticed = running;
+    await this.#updateAgain(running);
+    return this.#unnoticed ? "unnoticed" : "whole";
+  }
+
   /** What runs is what the next start would start, and nothing more would be written. */
   #checkEnd(boots: SlotName, when: string): void {
     const record = this.#node.record();
@@ -222,7 +267,8 @@ class Revival {
       return;
     }
     if (record.primary !== boots) this.#say("I2", `${when}, slot ${boots} runs and is not primary`);
-    if (!this.#node.held(boots)) this.#say("I2", `${when}, slot ${boots} is not whole`);
+    if (!this.#node.held(boots) && boots !== this.#unnoticed)
+      this.#say("I2", `${when}, slot ${boots} is not whole`);
     if (record.reason === "none") this.#say("I6", `${when}, the record has no reason`);
     for (const [name, { state, reason }] of Object.entries(record.slots))
       if (state === "failed" && reason === "none")
@@ -256,7 +302,7 @@ class Revival {
   /** I5: what may be started is whole, and was signed. */
   #checkSlots(when: string): void {
     for (const { slot, state, held } of this.#node.unsound)
-      if (!this.#isLoose || slot === this.#node.record()?.primary)
+      if (slot !== this.#unnoticed && (!this.#isLoose || slot === this.#node.record()?.primary))
         this.#say("I5", `${when}, slot ${slot} is ${state} and holds ${held}`);
   }
 

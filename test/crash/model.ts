@@ -150,14 +150,12 @@ class Turn {
       Buffer.from(next.buffer).writeUInt32BE(crc32(next.subarray(0, 508)), 508);
       const place = this.#nextPlace();
       if (place === undefined) break;
-      // What was not written counts all the same: its number is never used for something else
       this.#record = next;
       if (this.#put(place, next)) return true;
       this.#bad.add(place);
     }
-    const after = before.slice();
-    put(after, 8, word(this.#record, 8));
-    this.#record = after;
+    // Nothing more is written in a start in which nothing could be
+    this.#record = before;
     return false;
   }
 

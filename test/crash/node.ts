@@ -14,6 +14,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
+import { crc32 } from "node:zlib";
 import { LEAF_BYTES } from "../../boot/content.ts";
 import { otherSlot, RECORD_OFFSETS, SECTOR, SLOTS, type SlotName } from "../../boot/layout.ts";
 import { fileProgress, type ProgressStore } from "../../boot/progress.ts";
@@ -44,7 +45,7 @@ const ROOT = readdirSync("/dev").includes("shm") ? "/dev/shm" : tmpdir();
 /** What a start came to: how it began, how it ended, what it did to the card and what it left in the data folder. */
 export interface Turn {
   start: Start;
-  end: AgentEnd;
+  end: AgentEnd | { is: "rescue" };
   steps: readonly Step[];
   folder: Folder;
 }
@@ -188,8 +189,9 @@ export class Node implements Disposable {
   }
 
   /** Kernel, initramfs and agent. */
-  async #live({ boots, args }: Start, command: AgentStart["command"]): Promise<AgentEnd> {
-    if (boots !== "a" && boots !== "b") return { is: "up" };
+  async #live({ boots, args }: Start, command: AgentStart["command"]): Promise<Turn["end"]> {
+    if (boots === "rescue") return { is: "rescue" };
+    if (boots === "nothing") return { is: "again", why: "no partition table" };
     const bootId = `boot-${this.#starts}`;
     const health = this.#health(boots);
     const data = this.#data;
@@ -199,6 +201,7 @@ export class Node implements Disposable {
       if (trial === undefined) return;
       appendFileSync(join(data, "boot/marks"), `${trial} ${attempt} ${bootId} ${what}\n`);
     };
+    if (health === "dead" && trial === undefined && !this.held(boots)) return this.#giveWay(boots);
     if (health === "dead") return { is: "again", why: "kernel panic" };
     mark("init");
     if (health === "mute") {
@@ -215,6 +218,32 @@ export class Node implements Disposable {
       upSeconds: trial === undefined || this.#isPlanned(boots, data) ? 20 : 599.95,
       command,
     });
+  }
+
+  /** Whether a slot's kernel and initramfs are what its record says: nothing else of it is ever looked at by U-Boot. */
+  canBoot(slot: SlotName): boolean {
+    const { kernel, initramfs } = this.record()?.slots[slot] ?? {};
+    return [kernel, initramfs].every((file) => {
+      if (!file) return false;
+      const sectors = Math.ceil(file.bytes / SECTOR) * SECTOR;
+      const bytes = this.disk.image.read(SLOT_OFFSETS[slot] + file.offset, sectors);
+      return crc32(bytes.subarray(0, file.bytes)) === file.crc32;
+    });
+  }
+
+  /** The initramfs cannot mount the slot that the node starts from: `fruit-records fail`, and where that refuses the rescue. */
+  async #giveWay(slot: SlotName): Promise<Turn["end"]> {
+    const other = otherSlot(slot);
+    // As image/rootfs/rescue/bin/fruit-records looks at it: its squashfs begins like one, its files are whole
+    const begins = Buffer.from(this.disk.image.read(SLOT_OFFSETS[other], 4)).toString("latin1") === "hsqs";
+    this.disk.read.add(SLOT_OFFSETS[other] / AREA);
+    try {
+      if (!begins || !this.canBoot(other)) return { is: "rescue" };
+      await this.switch(undefined).setPrimary(other, { reason: "files-damaged" });
+      return { is: "again", why: `slot ${slot} gave way` };
+    } catch {
+      return { is: "rescue" };
+    }
   }
 
   /** Whether the data folder knows of the trial. Without that nothing is confirmed, and the deadline need not be waited for. */

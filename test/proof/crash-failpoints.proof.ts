@@ -1,17 +1,18 @@
 /**
  * SIGKILL at every named place of an update (boot/failpoint.ts), on a card in a file: the next start is whole, and the update can
- * be done again. test/update.test.ts does the same to `fruit update install`.
+ * be done again. So it is of the code as such, and then of the program that ships: an install here, trials in trial.proof.ts.
  */
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { FAILPOINTS } from "../../boot/failpoint.ts";
-import { CARD_BYTES } from "../crash/card.ts";
+import { CARD_BYTES, SLOT_OFFSETS } from "../crash/card.ts";
 import { Image } from "../crash/disk.ts";
 import { Examiner, record } from "../crash/engine.ts";
 import { readFolder } from "../crash/folder.ts";
 import { SCENARIOS } from "../crash/scenarios.ts";
-import { scratch } from "../node.ts";
+import { FRUIT, SHIPPED, scratch } from "../node.ts";
+import { desk, made } from "../updates.ts";
 
 setDefaultTimeout(60_000);
 
@@ -68,3 +69,47 @@ test("54 without the variable no place stops anything", async () => {
   expect([odd.exitCode, odd.signalCode]).toEqual([0, null]);
   expect(cardIn(other.path).digest).toBe(cardIn(folder.path).digest);
 });
+
+/** `fruit update install` by the program that ships; how it ended. */
+async function install(at: ReturnType<typeof desk>, env: Record<string, string>) {
+  const child = Bun.spawn([...FRUIT.command, ...at.words()], {
+    env: { PATH: process.env.PATH ?? "", ...FRUIT.env, ...env },
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  const err = await new Response(child.stderr).text();
+  await child.exited;
+  return { signal: child.signalCode, exit: child.exitCode, err };
+}
+const inSlot = ({ card }: ReturnType<typeof desk>) => card.read(SLOT_OFFSETS.b, made.payload.length);
+
+test.skipIf(SHIPPED[0]?.missing !== undefined)(
+  "54 what is killed is the executable that ships, and no older one",
+  () => {
+    expect(FRUIT.name).toBe(SHIPPED[0]?.name ?? "");
+  },
+);
+
+test.each(FAILPOINTS.filter((name) => /^(writer|record)\./.test(name)))(
+  `54 the program that ships (${FRUIT.name}), killed at %s: the node starts what it ran, and the same command finishes`,
+  async (point) => {
+    using at = desk();
+    const before = at.card.start();
+    expect(await install(at, { FRUIT_FAILPOINT: point })).toMatchObject({ signal: "SIGKILL" });
+    expect(["empty", "writing", "staged"]).toContain(at.card.record.slots.b.state);
+    expect(at.card.start()).toEqual(before);
+    expect(await install(at, {})).toMatchObject({ signal: null, exit: 0 });
+    expect(Buffer.compare(inSlot(at), made.payload)).toBe(0);
+    expect(at.card.record.slots.b.state).toBe("staged");
+  },
+);
+
+test.each([{}, { FRUIT_FAILPOINT: "" }, { FRUIT_FAILPOINT: "no.such-place" }])(
+  `54 the program that ships (${FRUIT.name}) stops nowhere with %j`,
+  async (env) => {
+    using at = desk();
+    expect(await install(at, env)).toMatchObject({ signal: null, exit: 0 });
+    expect(Buffer.compare(inSlot(at), made.payload)).toBe(0);
+    // Begun and staged: nothing was done twice
+    expect(at.card.record).toMatchObject({ sequence: 6, slots: { b: { state: "staged" } } });
+  },
+);

@@ -14,10 +14,13 @@ import { MemorySwitch, payload } from "../slot.ts";
 const MiB = 1024 * 1024;
 
 test.each([
-  { what: "2^32 + 1", size: 2 ** 32 + 1 },
   { what: "2^31 - 1", size: 2 ** 31 - 1 },
+  { what: "2^31", size: 2 ** 31 },
+  { what: "2^32 - 1", size: 2 ** 32 - 1 },
+  { what: "2^32", size: 2 ** 32 },
+  { what: "2^32 + 1", size: 2 ** 32 + 1 },
 ])(
-  "a payload of $what bytes is installed whole, within 96 MiB more than before",
+  "76 sizes: a payload of $what bytes is installed whole, within 96 MiB more than before",
   async ({ size }) => {
     using folder = scratch();
     const source = payload(size, { sparse: true });

@@ -15,6 +15,23 @@ leave() {
   umount "$files" 2>/dev/null
 }
 
+# Starts the node again, and does not come back.
+again() {
+  briefly leave
+  say "starting again in 10 s"
+  sleep 10
+  restart
+  exit 1 # the kernel panics, and panic=10 starts it again
+}
+
+# Has the other slot take this one's place, where it can: `give_way REASON`, as the record names it
+give_way() {
+  said=$(fruit-records fail "$slot" "$1" 2>&1)
+  gave=$?
+  say "$said"
+  return $gave
+}
+
 # A slot on trial has spent a try, which U-Boot has counted: the node starts again. The slot that the node starts from would be
 # started again and again, since U-Boot sees no more of it than its kernel and this initramfs: the other one takes its place, and
 # where it cannot, the rescue waits for a person.
@@ -22,14 +39,7 @@ fail() {
   say "$*"
   briefly mark init "$*"
   briefly leave
-  if [ -z "$trial" ]; then
-    said=$(fruit-records fail "$slot" 2>&1) && is_replaced=yes || is_replaced=
-    say "$said"
-    # What it is for is on the command line of a rescue that U-Boot starts
-    [ -n "$is_replaced" ] || exec "${FRUIT_LIB:-/lib/fruit}/rescue" "$disk" "slot-$slot"
-  fi
-  say "starting again in 10 s"
-  sleep 10
-  restart
-  exit 1 # the kernel panics, and panic=10 starts it again
+  # What it is for is on the command line of a rescue that U-Boot starts
+  [ -n "$trial" ] || give_way files-damaged || exec "${FRUIT_LIB:-/lib/fruit}/rescue" "$disk" "slot-$slot"
+  again
 }

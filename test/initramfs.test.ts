@@ -1,0 +1,379 @@
+/** The initramfs where a slot cannot be mounted, where its starts lead to nothing, and as it begins the watchdog, under BusyBox. */
+import { expect, test } from "bun:test";
+import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { spentIn, startsIn } from "../agent/boot/starts.ts";
+import { RECORD_OFFSETS } from "../boot/layout.ts";
+import { encodeRecord } from "../boot/records.ts";
+import { arm, rollBack } from "../boot/slots.ts";
+import { scratch } from "./node.ts";
+import { both, built, card, newer, older, START, staged } from "./rescuecard.ts";
+import { BUSYBOX, LIMIT_MS, NEEDS_BUSYBOX, ROOTFS, runScript } from "./shell.ts";
+
+const LIB = join(ROOTFS, "initramfs/lib/fruit");
+const check = (title: string, body: () => Promise<void>) =>
+  test.skipIf(!BUSYBOX)(`${title}${NEEDS_BUSYBOX}`, body, LIMIT_MS);
+
+/** The words that init shares, without what would reach this machine; `$LOG` has what it has done. */
+const WORDS = [
+  '. "$FRUIT_LIB/disk.sh"',
+  '. "$FRUIT_LIB/fail.sh"',
+  '. "$FRUIT_LIB/starts.sh"',
+  '. "$FRUIT_LIB/guard.sh"',
+  'say() { echo "$*"; }',
+  "sleep() { :; }",
+  "sync() { :; }",
+  "umount() { :; }",
+  'restart() { echo restart >>"$LOG"; }',
+].join("\n");
+
+/** A node's initramfs: its data stays from start to start. */
+class Init implements Disposable {
+  readonly #folder = scratch();
+  readonly boot = this.path("data/fruit/boot");
+
+  constructor() {
+    for (const folder of ["lib", "data/fruit/boot"]) mkdirSync(this.path(folder), { recursive: true });
+    for (const name of ["disk.sh", "fail.sh", "starts.sh", "guard.sh"])
+      writeFileSync(this.path(`lib/${name}`), readFileSync(join(LIB, name)));
+    writeFileSync(this.path("lib/rescue"), '#!/bin/busybox sh\necho "rescue $*" >>"$LOG"\n', { mode: 0o755 });
+  }
+
+  path(name: string): string {
+    return join(this.#folder.path, name);
+  }
+
+  /** A file of the data folder; empty where there is none. */
+  file(name: string): string {
+    const path = join(this.boot, name);
+    return existsSync(path) ? readFileSync(path, "utf8") : "";
+  }
+
+  /** Runs some lines of init in a start of this slot. */
+  async run(disk: string, slot: string, lines: string, cmdline = "") {
+    writeFileSync(this.path("cmdline"), `fruit.slot=${slot} ${cmdline}\n`);
+    rmSync(this.path("log"), { force: true });
+    writeFileSync(
+      this.path("init"),
+      [WORDS, `disk=mmcblk0 slot=${slot} trial=$(word fruit.trial) files=${this.path("data")}`, lines].join(
+        "\n",
+      ),
+    );
+    const { out, err } = await runScript(this.path("init"), [], {
+      PATH: `${join(ROOTFS, "rescue/bin")}:${process.env.PATH}`,
+      FRUIT_LIB: this.path("lib"),
+      FRUIT_CMDLINE: this.path("cmdline"),
+      FRUIT_DISK: disk,
+      LOG: this.path("log"),
+    });
+    const did = existsSync(this.path("log")) ? readFileSync(this.path("log"), "utf8") : "";
+    return { out, err, did, marks: this.file("marks").replace(/[\da-f-]{36}/, "BOOT") };
+  }
+
+  [Symbol.dispose](): void {
+    this.#folder[Symbol.dispose]();
+  }
+}
+
+/** What init does with a slot that it cannot mount. */
+async function initFails(it: ReturnType<typeof card>, slot: string, cmdline = "", before = "") {
+  using init = new Init();
+  return await init.run(it.path, slot, `${before}\nfail "slot ${slot}: no squashfs"`, cmdline);
+}
+
+check(
+  "a slot that cannot be mounted gives way to the other one, in one record that the agent would write too",
+  async () => {
+    using it = card({ a: older, b: newer });
+    for (const [place, sequence] of [6, 3, 4, 5].entries())
+      it.put(RECORD_OFFSETS[place] ?? 0, encodeRecord({ ...both, sequence }));
+    const { out, did, marks } = await initFails(it, "b");
+    expect(out).toContain("slot b cannot be started, slot a takes its place");
+    expect(did).toBe("restart\n");
+    expect(marks).toBe("0 0 BOOT init slot b: no squashfs\n");
+    const newest = await it.newest();
+    expect(newest?.place).toBe(1);
+    expect(newest?.record).toEqual({ ...rollBack(both, "files-damaged"), sequence: 7 });
+    // And if that one cannot be mounted either, they do not take turns
+    const before = it.bytes();
+    const next = await initFails(it, "a");
+    expect(next.out).toContain("slot b is failed, not good");
+    expect(next.did).toBe("rescue mmcblk0 slot-a\n");
+    expect(it.bytes().equals(before)).toBe(true);
+  },
+);
+
+check(
+  "a slot on trial that cannot be mounted leaves its evidence and starts again: the try is counted",
+  async () => {
+    using it = card({ a: older, b: newer });
+    it.put(RECORD_OFFSETS[0], encodeRecord(both));
+    const before = it.bytes();
+    expect(await initFails(it, "b", "fruit.trial=7 fruit.try=2")).toMatchObject({
+      did: "restart\n",
+      marks: "7 2 BOOT init slot b: no squashfs\n",
+    });
+    expect(it.bytes().equals(before)).toBe(true);
+  },
+);
+
+check(
+  "the rescue of its own initramfs takes over where the other slot is no help, and nothing is written",
+  async () => {
+    const { kernel } = older.area.boot;
+    for (const [why, record, slot, spoil] of [
+      ["slot b is empty, not good", built, "a"],
+      ["slot b is staged, not good", { ...staged, sequence: 3 }, "a"],
+      ["slot b is trying, not good", arm(staged, "b", { id: 5, tries: 3 }), "a"],
+      ["slot a is not the one that the node starts from", both, "a"],
+      ["slot a: its kernel is damaged", both, "b", START.a + kernel.offset],
+      ["slot a: no squashfs", both, "b", START.a],
+      ["newer format, 2", { ...both, format: 2 }, "b"],
+      ["no place holds a valid record", both, "b", RECORD_OFFSETS[0] + 100],
+      ["the last sequence number", { ...both, sequence: 2 ** 32 - 1 }, "b"],
+      ["fail what? a or b", both, "c"],
+    ] as const) {
+      using it = card({ a: older, b: newer });
+      it.put(RECORD_OFFSETS[0], encodeRecord(record));
+      if (spoil !== undefined) it.put(spoil, Uint8Array.of((it.at(spoil, 1)[0] ?? 0) ^ 0x10));
+      const before = it.bytes();
+      const { out, did } = await initFails(it, slot);
+      expect(out).toContain(why);
+      expect(did).toBe(`rescue mmcblk0 slot-${slot}\n`);
+      expect(it.bytes().equals(before)).toBe(true);
+    }
+  },
+);
+
+check("the rescue takes over where the record cannot be written", async () => {
+  using it = card({ a: older, b: newer });
+  it.put(RECORD_OFFSETS[0], encodeRecord(both));
+  // No file may grow beyond 1 MiB, and the records are past that
+  const { out, did } = await initFails(it, "b", "", "ulimit -f 2048");
+  expect(out).toContain("cannot be written");
+  expect(did).toBe("rescue mmcblk0 slot-b\n");
+  expect((await it.newest())?.record.sequence).toBe(6);
+});
+
+/** A card whose slots are both good, that starts from b. */
+function goodCard() {
+  const it = card({ a: older, b: newer });
+  for (const [place, sequence] of [6, 3, 4, 5].entries())
+    it.put(RECORD_OFFSETS[place] ?? 0, encodeRecord({ ...both, sequence }));
+  return it;
+}
+
+/** Boot ids of starts that were no healthy ones. */
+const bootIds = (count: number) =>
+  Array.from(
+    { length: count },
+    (_, index) => `${String(index).padStart(8, "0")}-89ab-cdef-0123-456789abcdef`,
+  );
+const lines = (ids: readonly string[]) => ids.map((id) => `${id}\n`).join("");
+
+check("a start of a good slot is counted by its boot id, as the agent counts it", async () => {
+  using it = goodCard();
+  using init = new Init();
+  expect(await init.run(it.path, "b", "count")).toMatchObject({ out: "", did: "", marks: "" });
+  expect(await startsIn(init.boot)).toEqual([readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()]);
+  // It is one start, however often it is counted
+  for (let turn = 0; turn < 12; turn++) await init.run(it.path, "b", "count");
+  expect(await startsIn(init.boot)).toHaveLength(1);
+  expect((await it.newest())?.record.sequence).toBe(6);
+});
+
+check("nine starts without health are no reason, the start after ten goes to the other slot", async () => {
+  using it = goodCard();
+  using init = new Init();
+  writeFileSync(join(init.boot, "starts"), lines(bootIds(9)));
+  expect(await init.run(it.path, "b", "count")).toMatchObject({ out: "", did: "", marks: "" });
+  expect(await startsIn(init.boot)).toHaveLength(10);
+  const before = await startsIn(init.boot);
+  const { did, out, marks } = await init.run(it.path, "b", "count; echo goes on >>$LOG");
+  expect(did).toBe("restart\n");
+  expect(out).toContain("slot b: 10 starts in a row without health\n");
+  expect(out).toContain("slot b cannot be started, slot a takes its place");
+  expect(marks).toBe("0 0 BOOT init 10 starts in a row without health\n");
+  expect((await it.newest())?.record).toEqual({ ...rollBack(both, "starts-spent"), sequence: 7 });
+  // The other slot has its own ten, and the agent has what to tell
+  expect(await startsIn(init.boot)).toEqual([]);
+  expect(await spentIn(init.boot)).toEqual(before);
+});
+
+check("two bad slots do not take turns: the second is started, and says each time why it is", async () => {
+  using it = goodCard();
+  using init = new Init();
+  const ten = () => writeFileSync(join(init.boot, "starts"), lines(bootIds(10)));
+  ten();
+  expect((await init.run(it.path, "b", "count")).did).toBe("restart\n");
+  const record = it.bytes();
+  for (let round = 0; round < 2; round++) {
+    ten();
+    const { did, out } = await init.run(it.path, "a", "count; echo goes on >>$LOG");
+    expect(did).toBe("goes on\n");
+    expect(out).toContain("slot b is failed, not good");
+    expect(out).toContain("slot a is started all the same");
+  }
+  expect(it.bytes().equals(record)).toBe(true);
+  expect(await startsIn(init.boot)).toHaveLength(11);
+});
+
+check(
+  "where the other slot is no help the list is kept, and goes on for a thousand lines at most",
+  async () => {
+    using it = card({ a: older });
+    it.put(RECORD_OFFSETS[0], encodeRecord(built));
+    using init = new Init();
+    for (const [before, after] of [
+      [10, 11],
+      [999, 1000],
+      [1000, 1000],
+    ] as const) {
+      writeFileSync(join(init.boot, "starts"), lines(bootIds(before)));
+      const { out, did, marks } = await init.run(it.path, "a", "count; echo goes on >>$LOG");
+      expect(out).toContain("slot b is empty, not good");
+      expect([did, marks]).toEqual(["goes on\n", ""]);
+      expect(await startsIn(init.boot)).toHaveLength(after);
+    }
+    expect(await spentIn(init.boot)).toEqual([]);
+  },
+);
+
+check("lines that are no boot ids, or one of them again and again, are no starts", async () => {
+  using it = goodCard();
+  using init = new Init();
+  const [id = ""] = bootIds(1);
+  writeFileSync(join(init.boot, "starts"), `${`${id}\n`.repeat(20)}${"\0\n\n; rm -rf /\n".repeat(20)}`);
+  expect((await init.run(it.path, "b", "count")).did).toBe("");
+  expect((await it.newest())?.record.primary).toBe("b");
+});
+
+check("a slot gives way after three starts in which its agent was dead, and not after two", async () => {
+  using it = goodCard();
+  using init = new Init();
+  for (const dead of ["2\n", "", "many\n", "-9\n"]) {
+    writeFileSync(join(init.boot, "dead"), dead);
+    expect((await init.run(it.path, "b", "count")).did).toBe("");
+  }
+  writeFileSync(join(init.boot, "dead"), "3\n");
+  const { did, marks } = await init.run(it.path, "b", "count");
+  expect(did).toBe("restart\n");
+  expect(marks).toBe("0 0 BOOT init its agent was dead in 3 starts in a row\n");
+  expect((await it.newest())?.record).toMatchObject({
+    primary: "a",
+    slots: { b: { reason: "starts-spent" } },
+  });
+  // The feeder counts anew for the other one
+  expect(existsSync(join(init.boot, "dead"))).toBe(false);
+});
+
+check("'fail' knows two reasons, and writes nothing for another", async () => {
+  using it = goodCard();
+  const before = it.bytes();
+  expect(await it.run("fail", "b", "whatever")).toMatchObject({
+    exit: 1,
+    err: expect.stringContaining("files-damaged or starts-spent"),
+  });
+  expect(it.bytes().equals(before)).toBe(true);
+});
+
+check("init counts where no trial runs, and begins the watchdog last of all", async () => {
+  const init = readFileSync(join(ROOTFS, "initramfs/init"), "utf8");
+  expect(init).toMatch(/if \[ -n "\$trial" \]; then\n(?: {2}.*\n)+else\n {2}count\nfi\n/);
+  expect(init).toMatch(/\nguard \/sysroot\nexec switch_root \/sysroot \/sbin\/init\n$/);
+});
+
+/** A root whose watchdog is a file, and BusyBox's `watchdog` as it opens one: what it is told is in the log. */
+class Guarded extends Init {
+  readonly root = this.path("root");
+  readonly sysfs = join(this.root, "sys/class/watchdog/watchdog1");
+
+  constructor(settings: string, sysfs: Record<string, string> = {}) {
+    super();
+    for (const folder of ["dev", "etc/fruit", "sys/class/watchdog/watchdog1"])
+      mkdirSync(join(this.root, folder), { recursive: true });
+    symlinkSync("/proc", join(this.root, "proc"));
+    for (const name of ["watchdog", "watchdog1"]) writeFileSync(join(this.root, "dev", name), "");
+    writeFileSync(join(this.root, "etc/fruit/watchdog"), settings);
+    for (const [name, text] of Object.entries(sysfs)) writeFileSync(join(this.sysfs, name), `${text}\n`);
+  }
+
+  /** Runs it; says what was said, what `watchdog` was told and how it was ended. */
+  async guard(before = "") {
+    const stub = `watchdog() {
+  eval device=\\$$#
+  echo "watchdog \${*%$device}\${device#${this.root}}" >>"$LOG"
+  trap 'echo V >>"$LOG"; exit' TERM
+  exec 3>>"$device"
+  while :; do command sleep 0.1; done
+}
+usleep() { command sleep 0.1; }
+chroot() { echo "chroot \${1#${this.root}} $2 $3 $4" >>"$LOG"; }`;
+    const { out, did } = await this.run("none", "a", `${stub}\n${before}\nguard ${this.root}; echo after`);
+    return { out: out.replaceAll(this.root, ""), did };
+  }
+}
+
+check("the watchdog begins with the feeder's device, and is let go of without a V", async () => {
+  using init = new Guarded("FRUIT_WATCHDOG=/dev/watchdog1\nFRUIT_GRACE=60\n", { timeout: "287" });
+  expect(await init.guard()).toEqual({
+    did: "watchdog -F -T 287 -t 1 /dev/watchdog1\n",
+    out: "/dev/watchdog1 starts this node again unless it is fed within 287 s\nafter\n",
+  });
+});
+
+test.skipIf(!BUSYBOX).each([
+  ["", "/dev/watchdog", 287],
+  ["FRUIT_EARLY=180", "/dev/watchdog", 175],
+  ["FRUIT_EARLY=175", "/dev/watchdog", 175],
+  ["FRUIT_EARLY=16", "/dev/watchdog", 15],
+  ["FRUIT_EARLY=3", "/dev/watchdog", 15],
+  ["FRUIT_EARLY='600'; FRUIT_WATCHDOG=\"/dev/watchdog1\"", "/dev/watchdog1", 591],
+])(
+  `with %p it is %s for %d s, of which the hardware has its longest${NEEDS_BUSYBOX}`,
+  async (settings, device, seconds) => {
+    using init = new Guarded(settings);
+    expect((await init.guard()).did).toBe(`watchdog -F -T ${seconds} -t 1 ${device}\n`);
+    // bcm2835_wdt: ticks of 1/65536 s, cut to 20 bits; the kernel feeds every 8 s
+    expect(((seconds << 16) & 0xfffff) >> 16).toBe(15);
+  },
+  LIMIT_MS,
+);
+
+check("a module that the settings name is loaded from the slot's root first", async () => {
+  using init = new Guarded("FRUIT_MODULE=softdog FRUIT_WATCHDOG=/dev/watchdog1");
+  expect((await init.guard()).did).toBe(
+    "chroot  modprobe -q softdog\nwatchdog -F -T 287 -t 1 /dev/watchdog1\n",
+  );
+});
+
+test.skipIf(!BUSYBOX).each([
+  ["FRUIT_EARLY=0", ""],
+  ["FRUIT_WATCHDOG=/dev/watchdog7", "no /dev/watchdog7: nothing watches this start until its feeder runs\n"],
+  ["if then", "/etc/fruit/watchdog cannot be read: nothing watches this start until its feeder runs\n"],
+  ["exit 0", "/etc/fruit/watchdog cannot be read: nothing watches this start until its feeder runs\n"],
+  [
+    "FRUIT_EARLY=soon",
+    "/etc/fruit/watchdog cannot be read: nothing watches this start until its feeder runs\n",
+  ],
+])(
+  `with %p there is none, and the start goes on${NEEDS_BUSYBOX}`,
+  async (settings, said) => {
+    using init = new Guarded(settings);
+    expect(await init.guard()).toEqual({ did: "", out: `${said}after\n` });
+  },
+  LIMIT_MS,
+);
+
+check("one that takes no longer than its hardware is not begun, or stopped again", async () => {
+  using short = new Guarded("FRUIT_WATCHDOG=/dev/watchdog1", { max_timeout: "15", timeout: "15" });
+  expect(await short.guard()).toEqual({
+    did: "",
+    out: "/dev/watchdog1 takes no more than 15 s: nothing watches this start until its feeder runs\nafter\n",
+  });
+  using refused = new Guarded("FRUIT_WATCHDOG=/dev/watchdog1", { max_timeout: "0", timeout: "15" });
+  expect(await refused.guard()).toEqual({
+    did: "watchdog -F -T 287 -t 1 /dev/watchdog1\nV\n",
+    out: "/dev/watchdog1 has not taken 287 s: nothing watches this start until its feeder runs\nafter\n",
+  });
+});
