@@ -54,6 +54,7 @@ class Feeder implements AsyncDisposable {
       FRUIT_ROUNDS: "3",
       FRUIT_PATIENCE: "1",
       FRUIT_KMSG: join(path, "kmsg"),
+      FRUIT_OPENRC: this.run,
     });
   }
 
@@ -148,6 +149,21 @@ check("starts the node again when the agent falls silent on trial", async () => 
   feeder.passTo(10 + STALE);
   expect(await feeder.ended()).toBe(`7 2 ${BOOT_ID} agent-dead no heartbeat of the agent for 60 s\n`);
 });
+
+for (const [file, text] of [
+  ["rc.stopping", ""],
+  ["softlevel", "shutdown"],
+] as const)
+  check(`ends a shutdown that does not come to its end, and holds it against nobody (${file})`, async () => {
+    await using feeder = new Feeder(TRIAL, onTrial("900"));
+    feeder.beat();
+    writeFileSync(join(feeder.run, "softlevel"), "default");
+    await feeder.fed();
+    writeFileSync(join(feeder.run, file), text);
+    feeder.passTo(10 + STALE);
+    expect(await feeder.ended()).toBe("");
+    expect(feeder.kmsg).toContain("the system does not get down");
+  });
 
 check("starts the node again when the trial's deadline has passed, though the agent lives", async () => {
   await using feeder = new Feeder(TRIAL, onTrial("400"));

@@ -101,7 +101,7 @@ service killprocs : 'kill_all 15; kill_all 9'
 service mount-ro "after killprocs savecache" 'for folder in /tmp /var /etc /data; do umount -r $folder; done'
 runlevel boot hostname
 # Sees what is there after all services were stopped and before all processes are killed
-service witness "before killprocs mount-ro" 'echo processes; ps -o pid,args; echo meals; stat -c %s /dev/watchdog; sleep 3
+service witness "before killprocs mount-ro" 'echo; echo level "$(cat /run/openrc/softlevel)"; echo processes; ps -o pid,args; echo meals; stat -c %s /dev/watchdog; sleep 3
   stat -c %s /dev/watchdog; echo end'
 runlevel shutdown witness
 service last "after mount-ro" 'echo mounts; grep -v " /proc " /proc/mounts; echo end'

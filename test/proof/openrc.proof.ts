@@ -228,6 +228,8 @@ describe.skipIf(isSkipped || lacks !== "")(`${title}${lacks}`, () => {
     await machine.ended();
     const [, processes = "", meals = ""] =
       /^processes\n([\s\S]*)^meals\n([\s\S]*?)^end/m.exec(machine.console) ?? [];
+    // By which the feeder knows it
+    expect(machine.console).toMatch(/^level shutdown$/m);
     expect(processes).toContain(WATCHDOG);
     expect(processes).not.toContain(AGENT);
     const [before = 0, after = 0] = meals.trim().split("\n").map(Number);
