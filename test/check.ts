@@ -4,7 +4,7 @@ import { close, filesOf, step, tests } from "./report.ts";
 
 const bin = "node_modules/.bin";
 /** Test files at once: most of them wait most of the time. */
-const AT_ONCE = 3 * availableParallelism();
+const AT_ONCE = 6 * availableParallelism();
 close([
   await step("lint", [process.execPath, `${bin}/biome`, "check", "--error-on-warnings"]),
   await step("types", [process.execPath, `${bin}/tsc`]),
