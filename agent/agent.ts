@@ -10,6 +10,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Hal } from "../hal/ports.ts";
 import { openPower } from "../hal/power.ts";
+import { slotsData } from "./boot/kernel.ts";
 import { openNodeCard } from "./boot/open.ts";
 import { createBootService } from "./boot/service.ts";
 import { createClock } from "./clock.ts";
@@ -125,7 +126,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
 
   const slots = createBootService({
     config: config.boot,
-    dataDir: config.data_dir,
+    dataDir: slotsData(machine, config.data_dir),
     socket: config.socket,
     hal,
     open: () => openNodeCard(hal, config.boot.disk, "write"),

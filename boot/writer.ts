@@ -68,9 +68,8 @@ export class SlotWriter {
     const isOpen = state === "writing" && held === hashPrefix(release.piecesRoot);
     const before = isOpen ? await progress.load() : undefined;
     const goesOn = before !== undefined && writer.#isMine(before);
-    // Tryboot: the cut may have come after the boot set, and what could be started so is destroyed below
-    if (!isOpen || boot.kind === "tryboot")
-      await boot.setState(slot, { to: "writing", hash: hashPrefix(release.piecesRoot) });
+    // Again, too: the cut may have come after the switch made it one that can be started
+    await boot.setState(slot, { to: "writing", hash: hashPrefix(release.piecesRoot) });
     if (!goesOn) await writer.#save();
     failpoint("writer.begun");
     await writer.#expectOurs();

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { Baseline, countOf } from "../agent/boot/baseline.ts";
 import { openWithin, readThrough, timely } from "../agent/boot/card.ts";
 import { HISTORY, History, readHistory } from "../agent/boot/history.ts";
+import { CARD_DATA, slotsData } from "../agent/boot/kernel.ts";
 import { type Mark, parseMarks } from "../agent/boot/marks.ts";
 import { openNodeCard } from "../agent/boot/open.ts";
 import type { Plan } from "../agent/boot/plan.ts";
@@ -14,6 +15,7 @@ import { clearStarts, countStart } from "../agent/boot/starts.ts";
 import { type Check, Trial, type TrialOptions } from "../agent/boot/trial.ts";
 import { readInstalling } from "../agent/boot/updates.ts";
 import { type Blame, causeOf } from "../agent/boot/verdict.ts";
+import { parseConfig } from "../agent/config.ts";
 import { Store } from "../agent/store.ts";
 import type { Reason } from "../boot/records.ts";
 import { openDisk } from "../hal/disk.ts";
@@ -22,6 +24,7 @@ import { FileCard } from "./card.ts";
 import { payloadOf, SLOT_OFFSETS } from "./crash/card.ts";
 import { seeded } from "./fakes.ts";
 import { scratch, until } from "./node.ts";
+import { ROOTFS } from "./shell.ts";
 import { NEW, OLD, SlotNode } from "./slotnode.ts";
 
 const quiet = () => undefined;
@@ -234,12 +237,26 @@ test("no history is an empty one", async () => {
 
 test("starts are counted once for each boot, until one is healthy", async () => {
   using folder = scratch();
-  expect(await countStart(folder.path, "b-1")).toBe(1);
-  expect(await countStart(folder.path, "b-1")).toBe(1);
-  appendFileSync(join(folder.path, "starts"), "\u0000\u0000\n");
-  expect(await countStart(folder.path, "b-2")).toBe(2);
+  expect(await countStart(folder.path, "a", "b-1")).toBe(1);
+  expect(await countStart(folder.path, "a", "b-1")).toBe(1);
+  appendFileSync(join(folder.path, "starts.a"), "\u0000\u0000\n");
+  expect(await countStart(folder.path, "a", "b-2")).toBe(2);
+  // The other slot has its own
+  expect(await countStart(folder.path, "b", "b-2")).toBe(1);
   await clearStarts(folder.path);
-  expect(await countStart(folder.path, "b-3")).toBe(1);
+  expect(await countStart(folder.path, "a", "b-3")).toBe(1);
+});
+
+test("what the initramfs counts is looked for where it counts, wherever the data is", () => {
+  const machine = (cmdline: string) => ({ read: () => new TextEncoder().encode(`${cmdline}\n`) });
+  expect(slotsData(machine("console=tty1 fruit.slot=b panic=10"), "/mnt/ssd")).toBe("/data/fruit");
+  expect(slotsData(machine("console=tty1 root=/dev/sda1"), "/mnt/ssd")).toBe("/mnt/ssd");
+  const { data_dir } = parseConfig("node.json", { site: "lab" });
+  const said = (file: string) => readFileSync(join(ROOTFS, file), "utf8");
+  expect([data_dir, CARD_DATA]).toEqual(["/data/fruit", "/data/fruit"]);
+  expect(said("initramfs/init")).toContain("\nfiles=/data\n");
+  expect(said("initramfs/lib/fruit/starts.sh")).toContain('"$files/fruit/boot/starts.$slot"');
+  expect(said("root/usr/libexec/fruit/watchdog")).toMatch(/\nboot=\$\{FRUIT_BOOT:-\/data\/fruit\/boot\}\n/);
 });
 
 test("an install that is under way is published, one whose process has died is not", async () => {

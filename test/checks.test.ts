@@ -145,7 +145,7 @@ test.each([
   for (let start = 1; start <= starts; start++) {
     const hal = { machine: { bootId: `boot-${start}` } as Machine } as never;
     breaker = new LoopBreaker(folder.path, { config, alarm: quiet, log: quiet, hal });
-    await breaker.count();
+    await breaker.count("a");
   }
   expect(breaker?.starts).toBe(isLoop ? starts : undefined);
 });

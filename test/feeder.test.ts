@@ -51,7 +51,6 @@ class Feeder implements AsyncDisposable {
       FRUIT_GRACE: String(GRACE),
       FRUIT_STALE: String(STALE),
       FRUIT_SPARE: "20",
-      FRUIT_ROUNDS: "3",
       FRUIT_PATIENCE: "1",
       FRUIT_KMSG: join(path, "kmsg"),
       FRUIT_OPENRC: this.run,
@@ -233,14 +232,14 @@ check(
 check("outside of a trial starts the node again three times, then keeps it up to be looked at", async () => {
   for (const round of [1, 2, 3]) {
     await using feeder = new Feeder("fruit.slot=a", ({ boot }) => {
-      if (round > 1) writeFileSync(join(boot, "dead"), `${round - 1}\n`);
+      if (round > 1) writeFileSync(join(boot, "dead.a"), `${round - 1}\n`);
     });
     await feeder.fed();
     feeder.passTo(10 + GRACE);
     expect(await feeder.ended()).toContain(`0 0 ${BOOT_ID} agent-dead`);
-    expect(readFileSync(join(feeder.boot, "dead"), "utf8")).toBe(`${round}\n`);
+    expect(readFileSync(join(feeder.boot, "dead.a"), "utf8")).toBe(`${round}\n`);
   }
-  await using feeder = new Feeder("fruit.slot=a", ({ boot }) => writeFileSync(join(boot, "dead"), "3\n"));
+  await using feeder = new Feeder("fruit.slot=a", ({ boot }) => writeFileSync(join(boot, "dead.a"), "3\n"));
   await feeder.fed();
   feeder.passTo(10 + GRACE);
   await until("it says so", () => existsSync(join(feeder.run, "loop")));
@@ -248,10 +247,19 @@ check("outside of a trial starts the node again three times, then keeps it up to
   expect(existsSync(join(feeder.boot, "marks"))).toBe(false);
 });
 
+check("counts for the slot that runs, and for no other", async () => {
+  await using feeder = new Feeder("fruit.slot=b", ({ boot }) => writeFileSync(join(boot, "dead.a"), "3\n"));
+  await feeder.fed();
+  feeder.passTo(10 + GRACE);
+  expect(await feeder.ended()).toContain("agent-dead");
+  const counted = (slot: string) => readFileSync(join(feeder.boot, `dead.${slot}`), "utf8");
+  expect([counted("a"), counted("b")]).toEqual(["3\n", "1\n"]);
+});
+
 check("on trial starts the node again whatever was counted before", async () => {
   await using feeder = new Feeder(TRIAL, (it) => {
     onTrial("900")(it);
-    writeFileSync(join(it.boot, "dead"), "9\n");
+    writeFileSync(join(it.boot, "dead.b"), "9\n");
   });
   await feeder.fed();
   feeder.passTo(10 + GRACE);
@@ -259,16 +267,16 @@ check("on trial starts the node again whatever was counted before", async () => 
 });
 
 check("forgets what was counted once an agent has lived", async () => {
-  await using feeder = new Feeder("fruit.slot=a", ({ boot }) => writeFileSync(join(boot, "dead"), "2\n"));
+  await using feeder = new Feeder("fruit.slot=a", ({ boot }) => writeFileSync(join(boot, "dead.a"), "2\n"));
   feeder.beat();
   await feeder.fed();
-  expect(existsSync(join(feeder.boot, "dead"))).toBe(true);
+  expect(existsSync(join(feeder.boot, "dead.a"))).toBe(true);
   feeder.passTo(69);
   feeder.beat();
   await feeder.fed();
   feeder.passTo(70);
   feeder.beat();
-  await until("forgotten", () => !existsSync(join(feeder.boot, "dead")));
+  await until("forgotten", () => !existsSync(join(feeder.boot, "dead.a")));
 });
 
 test.skipIf(!BUSYBOX).each(["loop", "data-lost"])(
@@ -290,9 +298,9 @@ function becomeFile(path: string): void {
 }
 
 test.skipIf(!BUSYBOX).each<[string, (boot: string) => void]>([
-  ["is full", (boot) => symlinkSync("/dev/full", join(boot, "dead.new"))],
+  ["is full", (boot) => symlinkSync("/dev/full", join(boot, "dead.a.new"))],
   ["takes no writes", becomeFile],
-  ["reads back otherwise", (boot) => mkdirSync(join(boot, "dead"))],
+  ["reads back otherwise", (boot) => mkdirSync(join(boot, "dead.a"))],
 ])(
   `keeps a node up whose agent is dead where that cannot be counted, since the data %s${NEEDS_BUSYBOX}`,
   async (_, spoil) => {
@@ -310,7 +318,7 @@ test.skipIf(!BUSYBOX).each<[string, (boot: string) => void]>([
 check("starts the node again when the card hangs", async () => {
   await using feeder = new Feeder("fruit.slot=a", ({ boot }) => {
     // Who opens it waits for somebody at its other end
-    for (const name of ["dead", "marks"]) Bun.spawnSync(["mkfifo", join(boot, name)]);
+    for (const name of ["dead.a", "marks"]) Bun.spawnSync(["mkfifo", join(boot, name)]);
   });
   await feeder.fed();
   feeder.passTo(10 + GRACE);
@@ -321,7 +329,7 @@ check("starts the node again when the card hangs", async () => {
 });
 
 check("goes on when nobody reads any more what it says", async () => {
-  await using feeder = new Feeder("fruit.slot=a", ({ boot }) => writeFileSync(join(boot, "dead"), "3\n"));
+  await using feeder = new Feeder("fruit.slot=a", ({ boot }) => writeFileSync(join(boot, "dead.a"), "3\n"));
   await feeder.fed();
   await feeder.silence();
   feeder.passTo(10 + GRACE);

@@ -5,19 +5,24 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
 import { $ } from "bun";
-import { areaOf } from "../agent/release/pack.ts";
+import { areaOf, checkBootFiles } from "../agent/release/pack.ts";
 import { findArea } from "../boot/area.ts";
 import { FAT32_LBA, FIRST_PARTITION } from "../boot/layout.ts";
 import { readRecords } from "../boot/records.ts";
 import { makeAutoboot } from "../boot/tryboot/autoboot.ts";
 import { readTrybootCard } from "../boot/tryboot/layout.ts";
 import { findAutoboot } from "../boot/tryboot/sector.ts";
+import { LOADS } from "../boot/uboot/switch.ts";
 import { openDisk } from "../hal/disk.ts";
 import type { Image } from "../image/fruitos/builder.ts";
+import { imageOptions } from "../image/fruitos/main.ts";
 import { chooseStarters } from "../image/fruitos/models.ts";
 import { missingPackages } from "../image/fruitos/tools.ts";
+import { file } from "../image/fruitos/tree.ts";
 import { needs } from "./node.ts";
 import { ROOTFS, runScript } from "./shell.ts";
+import { A, started } from "./tryboot/desk.ts";
+import { Firmware } from "./tryboot/firmware.ts";
 import { buildBoth, cardIn, deviceTree, PI5, rootOf, SIZES } from "./tryboot/image.ts";
 
 process.env.PATH = `${process.env.PATH}:/usr/sbin:/sbin`;
@@ -62,7 +67,8 @@ built("a model that no U-Boot starts has a card and a release of its own, and is
     expect(told).toContain("left out: pi4: no U-Boot rpi_4, and for tryboot no device tree of such a board");
     const boards = async (path = "") =>
       JSON.parse(await $`unsquashfs -cat ${path} etc/fruit/release.json`.text()).boards;
-    expect(await boards(tryboot?.payload)).toEqual([PI5, "raspberrypi,5-compute-module"]);
+    // The kernel has no device tree for a Compute Module 5
+    expect(await boards(tryboot?.payload)).toEqual([PI5]);
     expect(await boards(payload)).not.toContain(PI5);
     expect(tryboot?.image).toEndWith("/fruitos-7-aarch64-tryboot.img.zst");
     for (const path of [tryboot?.checksum, tryboot?.blockMap, tryboot?.side, tryboot?.update])
@@ -173,6 +179,9 @@ built(
   bytes[fat.offset + 520] = (bytes[fat.offset + 520] ?? 0) ^ 1;
   writeFileSync(spoilt, bytes);
   expect(await areaOf(spoilt).catch((error: Error) => error.message)).toContain("the boot set at byte");
+  // What U-Boot takes at most is no matter of the firmware
+  const long = { ...boot, kernel: { ...boot.kernel, bytes: LOADS.kernel + 1 } };
+  expect(await checkBootFiles(spoilt, long).catch((error: Error) => error.message)).toContain("has CRC-32");
   bytes[fat.offset + 520] = (bytes[fat.offset + 520] ?? 0) ^ 1;
   const held = cardIn(raw).read(FIRST_PARTITION + SIZES.boot, fat.bytes);
   expect(held.equals(bytes.subarray(fat.offset))).toBe(true);
@@ -218,6 +227,51 @@ built("the data partition reaches to the end of a larger card, inside the extend
   ).toBe(112 * MiB);
   expect((await $`sfdisk --verify ${path}`.nothrow().quiet()).exitCode).toBe(0);
 });
+
+test("a model that U-Boot starts keeps its tryboot card and release where they are asked for", () => {
+  const tree = rootOf();
+  tree.put("usr/share/u-boot/rpi_arm64/u-boot.bin", file("U-Boot for bcm2711 and bcm2712"));
+  const trees = new Map([["bcm2712-rpi-5-b.dtb", deviceTree(PI5)]]);
+  const chosen = (...asked: string[]) => chooseStarters(tree, trees, asked);
+  expect(chosen()).toMatchObject({ tryboot: [], boards: expect.arrayContaining([PI5]) });
+  expect(chosen("pi5")).toMatchObject({
+    tryboot: [{ model: { filter: "pi5", boards: [PI5] }, why: "asked for" }],
+    boards: expect.arrayContaining([PI5]),
+  });
+  expect(() => chosen("pi4")).toThrow(
+    "--tryboot pi4: asked for, and for tryboot no device tree of such a board",
+  );
+  expect(() => chosen("pi3")).toThrow("--tryboot pi3: pi4 and pi5 are the models whose firmware");
+  const words = ["--rootfs", "root.tar", "--tryboot", "pi4,pi5"];
+  expect(imageOptions(words, () => {})).toMatchObject({ tryboot: ["pi4", "pi5"] });
+});
+
+built("a boot partition that is too small is refused by the name of the option, with the sizes")(async () => {
+  const small = (boot: number, more = {}) =>
+    buildBoth(join(folder, "small"), 7n, { sizes: { ...SIZES, boot }, ...more }).catch(
+      (error: Error) => `${error.name}: ${error.message}`,
+    );
+  expect(await small(24 * MiB)).toBe(
+    "BuildError: --boot-size: fruitos-7-aarch64 needs a boot partition of 36 MiB, it has 24",
+  );
+  const tree = rootOf();
+  tree.put("boot/start.elf", file(Buffer.alloc(40 * MiB)));
+  expect(await small(40 * MiB, { rootfs: async () => tree })).toBe(
+    "BuildError: --boot-size: fruitos-7-aarch64 needs a boot partition of 44 MiB, it has 40",
+  );
+});
+
+built("a card for a Pi 4 is started by its start4.elf, and without that by nothing (model only)")(
+  async () => {
+    const board = "raspberrypi,4-model-b";
+    const { tryboot } = await buildBoth(join(folder, "pi4"), 7n, {
+      rootfs: async () => rootOf({ "bcm2711-rpi-4-b.dtb": board }),
+    });
+    const card = cardIn(tryboot?.raw ?? "");
+    expect(started(new Firmware("pi4").powerOn(card))).toBe(A);
+    expect(new Firmware("pi4").powerOn(cardIn((await made()).raw))).toMatchObject({ is: "hangs" });
+  },
+);
 
 test("a Pi 4 without a U-Boot goes to tryboot only with its firmware's files and a device tree", () => {
   const chosen = (tree = rootOf()) =>

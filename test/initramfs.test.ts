@@ -1,79 +1,18 @@
 /** The initramfs where a slot cannot be mounted, where its starts lead to nothing, and as it begins the watchdog, under BusyBox. */
 import { expect, test } from "bun:test";
-import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { spentIn, startsIn } from "../agent/boot/starts.ts";
+import { STARTS_MOST, spentIn, startsIn } from "../agent/boot/starts.ts";
+import { DEAD_STARTS } from "../agent/boot/verdict.ts";
 import { RECORD_OFFSETS } from "../boot/layout.ts";
 import { encodeRecord } from "../boot/records.ts";
 import { arm, rollBack } from "../boot/slots.ts";
-import { scratch } from "./node.ts";
+import { Init, linesOfInit } from "./initramfs.ts";
 import { both, built, card, newer, older, START, staged } from "./rescuecard.ts";
-import { BUSYBOX, LIMIT_MS, NEEDS_BUSYBOX, ROOTFS, runScript } from "./shell.ts";
+import { BUSYBOX, LIMIT_MS, NEEDS_BUSYBOX, ROOTFS } from "./shell.ts";
 
-const LIB = join(ROOTFS, "initramfs/lib/fruit");
 const check = (title: string, body: () => Promise<void>) =>
   test.skipIf(!BUSYBOX)(`${title}${NEEDS_BUSYBOX}`, body, LIMIT_MS);
-
-/** The words that init shares, without what would reach this machine; `$LOG` has what it has done. */
-const WORDS = [
-  '. "$FRUIT_LIB/disk.sh"',
-  '. "$FRUIT_LIB/fail.sh"',
-  '. "$FRUIT_LIB/starts.sh"',
-  '. "$FRUIT_LIB/guard.sh"',
-  'say() { echo "$*"; }',
-  "sleep() { :; }",
-  "sync() { :; }",
-  "umount() { :; }",
-  'restart() { echo restart >>"$LOG"; }',
-].join("\n");
-
-/** A node's initramfs: its data stays from start to start. */
-class Init implements Disposable {
-  readonly #folder = scratch();
-  readonly boot = this.path("data/fruit/boot");
-
-  constructor() {
-    for (const folder of ["lib", "data/fruit/boot"]) mkdirSync(this.path(folder), { recursive: true });
-    for (const name of ["disk.sh", "fail.sh", "starts.sh", "guard.sh"])
-      writeFileSync(this.path(`lib/${name}`), readFileSync(join(LIB, name)));
-    writeFileSync(this.path("lib/rescue"), '#!/bin/busybox sh\necho "rescue $*" >>"$LOG"\n', { mode: 0o755 });
-  }
-
-  path(name: string): string {
-    return join(this.#folder.path, name);
-  }
-
-  /** A file of the data folder; empty where there is none. */
-  file(name: string): string {
-    const path = join(this.boot, name);
-    return existsSync(path) ? readFileSync(path, "utf8") : "";
-  }
-
-  /** Runs some lines of init in a start of this slot. */
-  async run(disk: string, slot: string, lines: string, cmdline = "") {
-    writeFileSync(this.path("cmdline"), `fruit.slot=${slot} ${cmdline}\n`);
-    rmSync(this.path("log"), { force: true });
-    writeFileSync(
-      this.path("init"),
-      [WORDS, `disk=mmcblk0 slot=${slot} trial=$(word fruit.trial) files=${this.path("data")}`, lines].join(
-        "\n",
-      ),
-    );
-    const { out, err } = await runScript(this.path("init"), [], {
-      PATH: `${join(ROOTFS, "rescue/bin")}:${process.env.PATH}`,
-      FRUIT_LIB: this.path("lib"),
-      FRUIT_CMDLINE: this.path("cmdline"),
-      FRUIT_DISK: disk,
-      LOG: this.path("log"),
-    });
-    const did = existsSync(this.path("log")) ? readFileSync(this.path("log"), "utf8") : "";
-    return { out, err, did, marks: this.file("marks").replace(/[\da-f-]{36}/, "BOOT") };
-  }
-
-  [Symbol.dispose](): void {
-    this.#folder[Symbol.dispose]();
-  }
-}
 
 /** What init does with a slot that it cannot mount. */
 async function initFails(it: ReturnType<typeof card>, slot: string, cmdline = "", before = "") {
@@ -175,47 +114,78 @@ check("a start of a good slot is counted by its boot id, as the agent counts it"
   using it = goodCard();
   using init = new Init();
   expect(await init.run(it.path, "b", "count")).toMatchObject({ out: "", did: "", marks: "" });
-  expect(await startsIn(init.boot)).toEqual([readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()]);
+  expect(await startsIn(init.boot, "b")).toEqual([
+    readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim(),
+  ]);
   // It is one start, however often it is counted
   for (let turn = 0; turn < 12; turn++) await init.run(it.path, "b", "count");
-  expect(await startsIn(init.boot)).toHaveLength(1);
+  expect(await startsIn(init.boot, "b")).toHaveLength(1);
   expect((await it.newest())?.record.sequence).toBe(6);
 });
 
 check("nine starts without health are no reason, the start after ten goes to the other slot", async () => {
   using it = goodCard();
   using init = new Init();
-  writeFileSync(join(init.boot, "starts"), lines(bootIds(9)));
+  writeFileSync(join(init.boot, "starts.b"), lines(bootIds(9)));
   expect(await init.run(it.path, "b", "count")).toMatchObject({ out: "", did: "", marks: "" });
-  expect(await startsIn(init.boot)).toHaveLength(10);
-  const before = await startsIn(init.boot);
+  expect(await startsIn(init.boot, "b")).toHaveLength(10);
+  const before = await startsIn(init.boot, "b");
   const { did, out, marks } = await init.run(it.path, "b", "count; echo goes on >>$LOG");
   expect(did).toBe("restart\n");
   expect(out).toContain("slot b: 10 starts in a row without health\n");
   expect(out).toContain("slot b cannot be started, slot a takes its place");
   expect(marks).toBe("0 0 BOOT init 10 starts in a row without health\n");
   expect((await it.newest())?.record).toEqual({ ...rollBack(both, "starts-spent"), sequence: 7 });
-  // The other slot has its own ten, and the agent has what to tell
-  expect(await startsIn(init.boot)).toEqual([]);
-  expect(await spentIn(init.boot)).toEqual(before);
+  // The agent has what to tell
+  expect(await startsIn(init.boot, "b")).toEqual([]);
+  expect(await spentIn(init.boot, "b")).toEqual(before);
 });
+
+for (const [how, cut] of [
+  ["and told so", ""],
+  ["and the power failed before its list was put away", "retire() { :; }\n"],
+] as const)
+  check(
+    `a slot that gave way, ${how}, leaves nothing to the other one, and has its own ten again when a person chooses it`,
+    async () => {
+      using it = goodCard();
+      using init = new Init();
+      const counts = (slot: string) => init.run(it.path, slot, "count; echo goes on >>$LOG");
+      writeFileSync(join(init.boot, "starts.b"), lines(bootIds(10)));
+      expect((await init.run(it.path, "b", `${cut}count`)).did).toBe("restart\n");
+      // The other one is no better, but has its own starts
+      expect(await counts("a")).toMatchObject({ did: "goes on\n", out: "" });
+      expect(await startsIn(init.boot, "a")).toHaveLength(1);
+      expect(await spentIn(init.boot, "b")).toEqual(bootIds(10));
+      writeFileSync(join(init.boot, "starts.a"), lines(bootIds(12)));
+      expect((await counts("a")).out).toContain("slot a is started all the same");
+      // What a person does in the rescue
+      expect((await it.run("use", "b")).exit).toBe(0);
+      expect(await counts("b")).toMatchObject({ did: "goes on\n", out: "" });
+      writeFileSync(join(init.boot, "starts.b"), lines(bootIds(9)));
+      expect((await counts("b")).did).toBe("goes on\n");
+      expect((await it.newest())?.record.primary).toBe("b");
+      expect((await counts("b")).did).toBe("restart\n");
+      expect((await it.newest())?.record.primary).toBe("a");
+    },
+  );
 
 check("two bad slots do not take turns: the second is started, and says each time why it is", async () => {
   using it = goodCard();
   using init = new Init();
-  const ten = () => writeFileSync(join(init.boot, "starts"), lines(bootIds(10)));
-  ten();
+  const ten = (slot: string) => writeFileSync(join(init.boot, `starts.${slot}`), lines(bootIds(10)));
+  ten("b");
   expect((await init.run(it.path, "b", "count")).did).toBe("restart\n");
   const record = it.bytes();
   for (let round = 0; round < 2; round++) {
-    ten();
+    ten("a");
     const { did, out } = await init.run(it.path, "a", "count; echo goes on >>$LOG");
     expect(did).toBe("goes on\n");
     expect(out).toContain("slot b is failed, not good");
     expect(out).toContain("slot a is started all the same");
   }
   expect(it.bytes().equals(record)).toBe(true);
-  expect(await startsIn(init.boot)).toHaveLength(11);
+  expect(await startsIn(init.boot, "a")).toHaveLength(11);
 });
 
 check(
@@ -229,13 +199,13 @@ check(
       [999, 1000],
       [1000, 1000],
     ] as const) {
-      writeFileSync(join(init.boot, "starts"), lines(bootIds(before)));
+      writeFileSync(join(init.boot, "starts.a"), lines(bootIds(before)));
       const { out, did, marks } = await init.run(it.path, "a", "count; echo goes on >>$LOG");
       expect(out).toContain("slot b is empty, not good");
       expect([did, marks]).toEqual(["goes on\n", ""]);
-      expect(await startsIn(init.boot)).toHaveLength(after);
+      expect(await startsIn(init.boot, "a")).toHaveLength(after);
     }
-    expect(await spentIn(init.boot)).toEqual([]);
+    expect(await spentIn(init.boot, "a")).toEqual([]);
   },
 );
 
@@ -243,7 +213,7 @@ check("lines that are no boot ids, or one of them again and again, are no starts
   using it = goodCard();
   using init = new Init();
   const [id = ""] = bootIds(1);
-  writeFileSync(join(init.boot, "starts"), `${`${id}\n`.repeat(20)}${"\0\n\n; rm -rf /\n".repeat(20)}`);
+  writeFileSync(join(init.boot, "starts.b"), `${`${id}\n`.repeat(20)}${"\0\n\n; rm -rf /\n".repeat(20)}`);
   expect((await init.run(it.path, "b", "count")).did).toBe("");
   expect((await it.newest())?.record.primary).toBe("b");
 });
@@ -251,11 +221,14 @@ check("lines that are no boot ids, or one of them again and again, are no starts
 check("a slot gives way after three starts in which its agent was dead, and not after two", async () => {
   using it = goodCard();
   using init = new Init();
-  for (const dead of ["2\n", "", "many\n", "-9\n"]) {
-    writeFileSync(join(init.boot, "dead"), dead);
+  for (const dead of ["2\n", "02\n", "", "many\n", "-9\n"]) {
+    writeFileSync(join(init.boot, "dead.b"), dead);
     expect((await init.run(it.path, "b", "count")).did).toBe("");
   }
-  writeFileSync(join(init.boot, "dead"), "3\n");
+  // Those of the other slot are not its own
+  writeFileSync(join(init.boot, "dead.a"), "3\n");
+  expect((await init.run(it.path, "b", "count")).did).toBe("");
+  writeFileSync(join(init.boot, "dead.b"), "3\n");
   const { did, marks } = await init.run(it.path, "b", "count");
   expect(did).toBe("restart\n");
   expect(marks).toBe("0 0 BOOT init its agent was dead in 3 starts in a row\n");
@@ -263,8 +236,19 @@ check("a slot gives way after three starts in which its agent was dead, and not 
     primary: "a",
     slots: { b: { reason: "starts-spent" } },
   });
-  // The feeder counts anew for the other one
-  expect(existsSync(join(init.boot, "dead"))).toBe(false);
+  // The feeder counts anew when it is chosen again
+  for (const slot of ["a", "b"]) expect(existsSync(join(init.boot, `dead.${slot}`))).toBe(false);
+});
+
+test("initramfs, feeder and agent count by the same numbers", () => {
+  const numberIn = (file: string, name: string) =>
+    Number(
+      new RegExp(`^${name}=(\\d+)\\s`, "m").exec(readFileSync(join(ROOTFS, file), "utf8"))?.[1] ?? Number.NaN,
+    );
+  const starts = (name: string) => numberIn("initramfs/lib/fruit/starts.sh", name);
+  expect(starts("thrice")).toBe(DEAD_STARTS);
+  expect(numberIn("root/usr/libexec/fruit/watchdog", "rounds")).toBe(DEAD_STARTS);
+  expect(starts("most")).toBe(STARTS_MOST);
 });
 
 check("'fail' knows two reasons, and writes nothing for another", async () => {
@@ -280,7 +264,7 @@ check("'fail' knows two reasons, and writes nothing for another", async () => {
 check("init counts where no trial runs, and begins the watchdog last of all", async () => {
   const init = readFileSync(join(ROOTFS, "initramfs/init"), "utf8");
   expect(init).toMatch(/if \[ -n "\$trial" \]; then\n(?: {2}.*\n)+else\n {2}count\nfi\n/);
-  expect(init).toMatch(/\nguard \/sysroot\nexec switch_root \/sysroot \/sbin\/init\n$/);
+  expect(init).toMatch(/\nbriefly guard \/sysroot\nexec switch_root \/sysroot \/sbin\/init\n$/);
 });
 
 /** A root whose watchdog is a file, and BusyBox's `watchdog` as it opens one: what it is told is in the log. */
@@ -309,7 +293,8 @@ class Guarded extends Init {
 }
 usleep() { command sleep 0.1; }
 chroot() { echo "chroot \${1#${this.root}} $2 $3 $4" >>"$LOG"; }`;
-    const { out, did } = await this.run("none", "a", `${stub}\n${before}\nguard ${this.root}; echo after`);
+    const line = linesOfInit(/\n(.*\bguard \/sysroot)\n/).replace("/sysroot", this.root);
+    const { out, did } = await this.run("none", "a", `${stub}\n${before}\n${line}\necho after`);
     return { out: out.replaceAll(this.root, ""), did };
   }
 }
@@ -347,16 +332,21 @@ check("a module that the settings name is loaded from the slot's root first", as
   );
 });
 
-test.skipIf(!BUSYBOX).each([
-  ["FRUIT_EARLY=0", ""],
-  ["FRUIT_WATCHDOG=/dev/watchdog7", "no /dev/watchdog7: nothing watches this start until its feeder runs\n"],
-  ["if then", "/etc/fruit/watchdog cannot be read: nothing watches this start until its feeder runs\n"],
-  ["exit 0", "/etc/fruit/watchdog cannot be read: nothing watches this start until its feeder runs\n"],
-  [
-    "FRUIT_EARLY=soon",
-    "/etc/fruit/watchdog cannot be read: nothing watches this start until its feeder runs\n",
-  ],
-])(
+test
+  .skipIf(!BUSYBOX)
+  .each([
+    ["FRUIT_EARLY=0", ""],
+    [
+      "FRUIT_WATCHDOG=/dev/watchdog7",
+      "no /dev/watchdog7: nothing watches this start until its feeder runs\n",
+    ],
+    ["if then", "/etc/fruit/watchdog cannot be read: nothing watches this start until its feeder runs\n"],
+    ["exit 0", "/etc/fruit/watchdog cannot be read: nothing watches this start until its feeder runs\n"],
+    ...["soon", "090", "08", "-5", "1x", "99999999999999999999"].map((time) => [
+      `FRUIT_EARLY=${time}`,
+      "/etc/fruit/watchdog cannot be read: nothing watches this start until its feeder runs\n",
+    ]),
+  ])(
   `with %p there is none, and the start goes on${NEEDS_BUSYBOX}`,
   async (settings, said) => {
     using init = new Guarded(settings);
@@ -364,6 +354,12 @@ test.skipIf(!BUSYBOX).each([
   },
   LIMIT_MS,
 );
+
+check("settings that never come to their end hold the start up for a while only", async () => {
+  using init = new Guarded("command sleep 3");
+  const { out } = await init.guard("usleep() { command sleep 0.01; }");
+  expect(out).toStartWith("after\n");
+});
 
 check("one that takes no longer than its hardware is not begun, or stopped again", async () => {
   using short = new Guarded("FRUIT_WATCHDOG=/dev/watchdog1", { max_timeout: "15", timeout: "15" });

@@ -1,9 +1,12 @@
 /** A card that answers after nobody waits any more: what was told as failed is done all the same. */
 import { expect, setDefaultTimeout, test } from "bun:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { timely } from "../agent/boot/card.ts";
+import type { BootRecord } from "../boot/records.ts";
 import type { BootSwitch } from "../boot/switch.ts";
 import { until } from "./node.ts";
 import { altered, NEW, SlotNode } from "./slotnode.ts";
+import { FRESH } from "./tryboot/card.ts";
 
 setDefaultTimeout(20_000);
 
@@ -58,12 +61,15 @@ test("23 a write that comes back after a minute: the slot it makes good is good,
 });
 
 test("23 a write that comes back after the trial's deadline: the node starts anew, from the slot that is good by then", async () => {
-  await using node = new SlotNode({ deadline_seconds: 3 });
+  await using node = new SlotNode({ deadline_seconds: 600 });
   await node.armed();
   const card = new Hanging();
   node.wrap = card.wrap;
-  const trial = await node.start();
+  let aheadMs = 0;
+  const trial = await node.start({ agent: false });
+  await trial.startAgent({ nowMs: () => performance.now() + aheadMs });
   await until("it takes too long", () => trial.alarms.get("boot-card")?.includes(LATE));
+  aheadMs = 600_000;
   await until("the node goes down", () => trial.reboots === 1);
   await card.letGo();
   expect(node.card.record.primary).toBe("b");
@@ -90,4 +96,17 @@ test("23 a trial that is armed too late is said to be uncertain, and is the one 
   node.wrap = (boot) => boot;
   expect((await node.start()).slot).toBe("b");
   await until("it is told", () => node.told.includes("confirmed"));
+});
+
+test("staging a slot, which on some cards copies a boot set, may take longer than other changes", async () => {
+  const answer = Promise.withResolvers<BootRecord>();
+  const boot = { kind: "tryboot", setState: () => answer.promise } as unknown as BootSwitch;
+  const { setState } = timely(boot, "the card", 50);
+  await expect(setState("b", { to: "failed", reason: "by-hand" })).rejects.toThrow("within 0.05 s");
+  const file = { offset: 0, bytes: 1, crc32: 0 };
+  const content = { version: 1n, hash: "", payloadBytes: 1, kernel: file, initramfs: file };
+  const staged = setState("b", { to: "staged", content });
+  await sleep(200);
+  answer.resolve(FRESH);
+  expect(await staged).toBe(FRESH);
 });

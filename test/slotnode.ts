@@ -254,10 +254,13 @@ export class Running {
   /** SIGTERM and its end, or a crash: the one leaves word, the other does not. */
   async killAgent(): Promise<void> {
     const before = this.#node.marks.length;
+    const list = join(this.#node.dir, `starts.${this.slot}`);
+    const starts = existsSync(list) ? readFileSync(list) : undefined;
     this.#stop.abort();
     await this.#part;
     this.#part = undefined;
-    // A power cut leaves no word; only `stopAgent` does
+    // A power cut leaves no word, and takes none back; only `stopAgent` does
+    if (starts) writeFileSync(list, starts);
     const file = join(this.#node.dir, "marks");
     if (this.#node.marks.length > before && this.#node.marks.at(-1)?.what === "stopped")
       writeFileSync(file, `${readFileSync(file, "utf8").trimEnd().split("\n").slice(0, -1).join("\n")}\n`);

@@ -1,6 +1,6 @@
 /** A slot that was good and whose starts led to nothing: what the agent in the other slot makes of it, and what it holds against whom. */
 import { expect, setDefaultTimeout, test } from "bun:test";
-import { appendFileSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { startsIn } from "../agent/boot/starts.ts";
 import { judge } from "../agent/boot/verdict.ts";
@@ -13,6 +13,22 @@ setDefaultTimeout(20_000);
 
 /** Boot ids of starts. */
 const boots = (count: number) => Array.from({ length: count }, (_, index) => `start-${index}`);
+
+/** Each slot has nearly had its ten starts, and its three dead agents. */
+function lists(node: SlotNode): void {
+  for (const slot of ["a", "b"]) {
+    writeFileSync(
+      join(node.dir, `starts.${slot}`),
+      boots(9)
+        .map((id) => `${id}\n`)
+        .join(""),
+    );
+    writeFileSync(join(node.dir, `dead.${slot}`), "2\n");
+  }
+}
+
+/** What is held against any slot. */
+const left = (node: SlotNode) => readdirSync(node.dir).filter((name) => /^(starts|dead)\./.test(name));
 
 /** The new release has become good in slot b; its node is off. */
 async function keptNode(): Promise<SlotNode> {
@@ -30,7 +46,7 @@ async function giveWay(
   starts: readonly string[],
   dead: readonly string[] = [],
 ): Promise<Running> {
-  writeFileSync(join(node.dir, "starts.spent"), starts.map((id) => `${id}\n`).join(""));
+  writeFileSync(join(node.dir, "spent.b"), starts.map((id) => `${id}\n`).join(""));
   for (const id of dead)
     appendFileSync(
       join(node.dir, "marks"),
@@ -124,6 +140,21 @@ test.each([
   expect(verdict).toMatchObject({ is: "fallen-back", slot: "b", cause: { blame: "round" } });
 });
 
+test.each([
+  ["and then the other slot's", ["start-0", "start-1", "start-2", "after-0"], "round"],
+  ["and the other slot's months ago", ["long-ago", "start-0", "start-1", "start-2"], "quarantine"],
+] as const)(
+  "of an agent that died in three starts, %s, the release is to blame only where it is the one",
+  (_, dead, blame) => {
+    const marks = dead.map((boot) => ({ trial: 0, attempt: 0, boot, what: "agent-dead" as const }));
+    const record = rollBack(both, "starts-spent");
+    const verdict = judge({ record, current: "a", marks, boot: "now", spent: boots(3) });
+    expect(verdict).toMatchObject({ is: "fallen-back", slot: "b", cause: { blame } });
+    const said = (verdict as { cause: { evidence: string[] } }).cause.evidence.at(-1);
+    if (blame === "round") expect(said).toBe("since then the agent of the other slot was dead as well");
+  },
+);
+
 test("without the list of starts it is told all the same", () => {
   const verdict = judge({ record: rollBack(both, "starts-spent"), current: "a", marks: [], boot: "now" });
   expect(verdict).toMatchObject({
@@ -144,21 +175,46 @@ test("a trial that is still written down does not make a trial's failure of it",
 test("starts of what ran before are not held against a slot that becomes good, or that a person goes back to", async () => {
   await using node = new SlotNode();
   await node.armed();
-  writeFileSync(
-    join(node.dir, "starts"),
-    boots(9)
-      .map((id) => `${id}\n`)
-      .join(""),
-  );
+  lists(node);
   const trial = await node.start();
   await until("it is told", () => node.told.at(-1) === "confirmed");
-  expect(await startsIn(node.dir)).toEqual([]);
-  writeFileSync(
-    join(node.dir, "starts"),
-    boots(9)
-      .map((id) => `${id}\n`)
-      .join(""),
-  );
+  expect(left(node)).toEqual([]);
+  lists(node);
   await trial.run("boot.rollback", { no_reboot: true });
-  expect(await startsIn(node.dir)).toEqual([]);
+  expect(left(node)).toEqual([]);
+});
+
+test("what the agent is told to end is no start in vain; a crash is, and so is what it starts anew by itself", async () => {
+  await using node = new SlotNode({ healthy_seconds: 600 });
+  const first = await node.start();
+  await first.settled();
+  expect(await startsIn(node.dir, "a")).toEqual(["boot-1"]);
+  await node.off();
+  const second = await node.start();
+  await second.settled();
+  expect(await startsIn(node.dir, "a")).toEqual(["boot-1", "boot-2"]);
+  await second.stopAgent();
+  expect(await startsIn(node.dir, "a")).toEqual(["boot-1"]);
+  // It is begun again in the same start
+  await second.startAgent();
+  await until("counted", async () => (await startsIn(node.dir, "a")).includes("boot-2"));
+  node.card.stage("b", NEW);
+  await second.run("boot.try");
+  await second.stopAgent();
+  expect(await startsIn(node.dir, "a")).toEqual(["boot-1", "boot-2"]);
+});
+
+test.each<[string, (node: SlotNode) => void]>([
+  ["the data takes no more", (node) => mkdirSync(join(node.dir, "baseline.json.new"))],
+  ["the history cannot be opened", (node) => mkdirSync(join(node.dir, "history.jsonl"), { recursive: true })],
+])("a system that stays up is healthy, though %s", async (_, spoil) => {
+  await using node = new SlotNode({ healthy_seconds: 1 });
+  mkdirSync(node.dir, { recursive: true });
+  spoil(node);
+  lists(node);
+  const start = await node.start({ agent: false });
+  // It has run for a second as soon as there is trouble
+  const nowMs = () => performance.now() + (start.alarms.has("boot-card") ? 1000 : 0);
+  await start.startAgent({ nowMs });
+  await until("nothing is held against it", () => left(node).length === 0);
 });

@@ -1,9 +1,11 @@
 import { expect, test } from "bun:test";
-import { ForeignCard, SECTOR } from "../boot/layout.ts";
+import { openNodeCard } from "../agent/boot/open.ts";
+import { ForeignCard, RECORD_OFFSETS, SECTOR } from "../boot/layout.ts";
 import { readAllPartitions, readTrybootCard } from "../boot/tryboot/layout.ts";
 import { Image } from "./crash/disk.ts";
 import { seeded } from "./fakes.ts";
 import { makeCard, makeTable, PLACES } from "./tryboot/card.ts";
+import { machine } from "./tryboot/desk.ts";
 import { MemoryDisk } from "./tryboot/disk.ts";
 
 const FUZZ = Number(process.env.FRUIT_FUZZ ?? 20_000);
@@ -39,6 +41,19 @@ const changed = (number: number, change: object): [number, Uint8Array] => [
   0,
   makeTable(PRIMARY.map((one, index) => (index + 1 === number ? { ...one, ...change } : one))),
 ];
+
+test("a damaged card for tryboot is told what is wrong with it as one, and any other card what it is not for U-Boot", async () => {
+  const why = (image: Image) =>
+    openNodeCard({ machine, openDisk: async () => new MemoryDisk(image) }, "card", "read").catch(
+      (error: Error) => error.message,
+    );
+  expect(await why(edited([extended.offset, new Uint8Array(SECTOR)]))).toBe(
+    `/dev/crash: the extended partition's table at byte ${extended.offset} is damaged`,
+  );
+  const foreign = edited([extended.offset, new Uint8Array(SECTOR)]);
+  for (const offset of RECORD_OFFSETS) foreign.write(offset, new Uint8Array(SECTOR));
+  expect(await why(foreign)).toContain("partition 2 (a) has type 0x0c, not 0x83");
+});
 
 test("a card for tryboot has a selector, two boot sets, two roots and data, the last three in the extended partition", async () => {
   const card = await readTrybootCard(new MemoryDisk(makeCard()));

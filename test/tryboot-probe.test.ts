@@ -250,7 +250,7 @@ test.each<{ what: string; spoil: (image: Image) => void; level: "FAIL" | "warn";
         new Uint8Array(Uint32Array.of(0x07ff_ffff).buffer),
       ),
     level: "warn",
-    says: "selector: it was written to and not unmounted: run fsck.fat on it",
+    says: "selector: partition 1 was written to and not unmounted",
   },
   {
     what: "a good slot whose boot set is gone",

@@ -183,11 +183,15 @@ built(
   const noted = await it.record();
   expect((await it.slot("b", firmware, (boot) => boot.settle())).sequence).toBe(noted?.sequence ?? 0);
   expect(await it.records("start", "b")).toMatchObject({ exit: 0, out: `${trial?.id} 1\n` });
+  // The firmware came to the rescue by accident, and two tries are left
+  expect(await it.records("settle")).toMatchObject({ exit: 3, err: "" });
+  expect(await it.record()).toEqual(noted as never);
   // A boot set that the firmware cannot start on trial: the rescue ends the trial, and a goes on
-  expect((await it.records("settle")).out).toContain("the firmware cannot start slot b, its trial is over");
+  await it.opened((disk) => disk.write(FIRST_PARTITION + 2 * SIZES.boot, new Uint8Array(512)));
+  expect((await it.records("settle")).out).toContain("slot b has failed (files-damaged), its trial is over");
   expect(await it.record()).toMatchObject({
     primary: "a",
-    slots: { b: { state: "failed", reason: "tries-spent" } },
+    slots: { b: { state: "failed", reason: "files-damaged" } },
   });
 });
 

@@ -27,14 +27,11 @@ export function openWithin<T>(opening: Promise<T>, close: (late: T) => unknown):
 
 /** The same switch; what takes too long throws `timeout`, and may still come true. */
 export function timely(boot: BootSwitch, name: string, limitMs = CARD_MS): BootSwitch {
-  const limited = <T>(work: Promise<T>, rest = "") =>
-    within(
-      limitMs,
-      work,
-      () => new HalError("timeout", `${name}: no answer within ${limitMs / 1000} s${rest}`),
-    );
-  const changing = <T>(work: Promise<T>) =>
-    limited(work, "; it may still be done, 'fruit boot status' says whether it is");
+  const limited = <T>(work: Promise<T>, ms = limitMs, rest = "") =>
+    within(ms, work, () => new HalError("timeout", `${name}: no answer within ${ms / 1000} s${rest}`));
+  const changing = <T>(work: Promise<T>, ms = limitMs) =>
+    limited(work, ms, "; it may still be done, 'fruit boot status' says whether it is");
+  const compare = boot.compare?.bind(boot);
   return {
     kind: boot.kind,
     get current() {
@@ -42,26 +39,18 @@ export function timely(boot: BootSwitch, name: string, limitMs = CARD_MS): BootS
     },
     records: () => limited(boot.records()),
     read: () => limited(boot.read()),
-    setState: (slot, change) => changing(boot.setState(slot, change)),
+    setState: (slot, change) =>
+      changing(boot.setState(slot, change), change.to === "staged" ? BOOT_SET_MS : limitMs),
     setPrimary: (slot, why) => changing(boot.setPrimary(slot, why)),
     armTrial: (slot, tries) => changing(boot.armTrial(slot, tries)),
     settle: () => limited(boot.settle()),
     ...(boot.refuses ? { refuses: boot.refuses.bind(boot) } : {}),
-    ...(boot.compare ? { compare: (slot, signal) => compared(boot, name, slot, signal) } : {}),
+    ...(compare ? { compare: (slot, signal) => limited(compare(slot, signal), BOOT_SET_MS) } : {}),
   };
 }
 
-/** Longest that a boot set may take to be read: 512 MiB from a slow card. */
-const COMPARE_MS = 5 * 60_000;
-
-function compared(boot: BootSwitch, name: string, slot: SlotName, signal: AbortSignal) {
-  const work = boot.compare?.(slot, signal) ?? Promise.resolve(undefined);
-  return within(
-    COMPARE_MS,
-    work,
-    () => new HalError("timeout", `${name}: no answer within ${COMPARE_MS / 1000} s`),
-  );
-}
+/** Longest that a boot set may take to be written or read: 512 MiB on a slow card. */
+const BOOT_SET_MS = 5 * 60_000;
 
 /** For a trial and whoever waits: pieces large enough for the card and small enough for the memory, and half of the time for others. */
 const PROMPT: Pace = { bytes: 1024 * 1024, limitMs: CARD_MS, restMs: (took) => took };

@@ -125,6 +125,7 @@ const REASONS: Record<string, string> = {
   deadline: "its checks were not all good by the deadline",
   "agent-dead": "its agent was dead",
   "never-came-up": "it was started, and nothing was heard of it",
+  "switch-failed": "nothing of it was seen to start, so that nothing is held against the release",
   "starts-spent":
     "it was good, and was then started again and again without staying up, so that the other slot took its place",
   "by-hand": "somebody wanted it so",

@@ -11,5 +11,12 @@ export function wordOf(machine: Pick<Machine, "read">, name: string): string | u
   return words.find((word) => word.startsWith(`${name}=`))?.slice(name.length + 1);
 }
 
+/** Where the initramfs and the watchdog feeder of a card count starts and leave marks: `$files/fruit` and `FRUIT_BOOT` there. */
+export const CARD_DATA = "/data/fruit";
+
+/** The data folder of the slots: the card's on a machine that one of our initramfs has started, whatever `data_dir` says of the rest. */
+export const slotsData = (machine: Pick<Machine, "read">, dataDir: string): string =>
+  wordOf(machine, "fruit.slot") === undefined ? dataDir : CARD_DATA;
+
 const textOf = (machine: Pick<Machine, "read">, path: string) =>
   Buffer.from(machine.read(path) ?? []).toString();

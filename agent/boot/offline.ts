@@ -7,6 +7,7 @@ import { CONFIG_PATH, type Config, parseConfig, readConfig } from "../config.ts"
 import { openHardware } from "../hardware.ts";
 import { CliError, EXIT, type Io } from "../terminal.ts";
 import { type HistoryLine, readHistory } from "./history.ts";
+import { slotsData } from "./kernel.ts";
 import { type NodeCard, openNodeCard } from "./open.ts";
 import { heldAgainst } from "./quarantine.ts";
 import { startsIn } from "./starts.ts";
@@ -57,12 +58,14 @@ export async function withCard<T>(
 
 /** Status and history, from the card and the data folder. */
 export function lookOffline(io: Io, disk: string | undefined, last: number): Promise<Found> {
-  return withCard(io, disk, async ({ boot, disk: device }, { data_dir, boot: { loop_starts } }) => {
-    const dir = join(data_dir, "boot");
+  return withCard(io, disk, async ({ boot, disk: device }, { data_dir, boot: { loop_starts } }, hal) => {
+    const dataDir = slotsData(hal.machine, data_dir);
+    const dir = join(dataDir, "boot");
     const record = await boot.read();
     const { lines, problems } = await readHistory(dir, last);
-    const starts = (await startsIn(dir)).length;
-    const other = record.slots[otherSlot(boot.current ?? record.primary)];
+    const slot = boot.current ?? record.primary;
+    const starts = (await startsIn(dir, slot)).length;
+    const other = record.slots[otherSlot(slot)];
     const status = statusOf({
       kind: boot.kind,
       disk: device.name,
@@ -70,7 +73,7 @@ export function lookOffline(io: Io, disk: string | undefined, last: number): Pro
       record,
       last: lines.at(-1),
       loop: starts >= loop_starts ? starts : undefined,
-      against: await heldAgainst(data_dir, other.hash),
+      against: await heldAgainst(dataDir, other.hash),
     });
     return { status, lines, problems };
   });

@@ -1,7 +1,13 @@
 /** Opens the card that a node runs from, whichever switch it is laid out for. */
-import { type Card, ForeignCard, readCard } from "../../boot/layout.ts";
+import { type Card, ForeignCard, readCard, readPartitions, SECTOR } from "../../boot/layout.ts";
+import { readRecords } from "../../boot/records.ts";
 import { runningSlot } from "../../boot/running.ts";
-import { readTrybootCard, type TrybootCard } from "../../boot/tryboot/layout.ts";
+import {
+  EXTENDED_LBA,
+  readTrybootCard,
+  TRYBOOT_PARTITIONS,
+  type TrybootCard,
+} from "../../boot/tryboot/layout.ts";
 import { TrybootSwitch } from "../../boot/tryboot/switch.ts";
 import { UBootSwitch } from "../../boot/uboot/switch.ts";
 import type { BlockDevice, Hal } from "../../hal/ports.ts";
@@ -42,12 +48,22 @@ async function readNodeCard({ machine }: Pick<Hal, "machine">, disk: BlockDevice
   return { disk, slots: found.slots, boot: new UBootSwitch({ disk, current, now }) };
 }
 
-/** What U-Boot's layout is not may be that of tryboot; what is neither is told as the first found it. */
+/** What U-Boot's layout is not may be that of tryboot; what is neither is told of the one that it was meant to be. */
 async function readEither(disk: BlockDevice): Promise<Card | TrybootCard> {
   try {
     return await readCard(disk);
   } catch (error) {
     if (!(error instanceof ForeignCard)) throw error;
-    return await readTrybootCard(disk).catch(() => Promise.reject(error));
+    return await readTrybootCard(disk).catch(async (own: Error) => {
+      throw (await wasTryboot(disk)) ? own : error;
+    });
   }
+}
+
+/** Only these cards of ours have an extended partition. */
+async function wasTryboot(disk: BlockDevice): Promise<boolean> {
+  const partitions = readPartitions(await disk.read(0, SECTOR)) ?? [];
+  const { extended } = TRYBOOT_PARTITIONS;
+  const hasOne = partitions.some(({ number, type }) => number === extended && type === EXTENDED_LBA);
+  return hasOne && (await readRecords(disk)).newest !== undefined;
 }

@@ -16,6 +16,7 @@ import { nodeIdOf } from "../identity.ts";
 import { Store } from "../store.ts";
 import { cellOf, textOf } from "../telemetry/cursor.ts";
 import { type CliVerb, EXIT, type Exit } from "../terminal.ts";
+import { slotsData } from "./kernel.ts";
 import {
   boardOf,
   CAN_TRYBOOT,
@@ -50,7 +51,9 @@ export async function probeBoot({ args, io, json }: Context): Promise<Exit> {
     try {
       const ledger = await probe(hal, found, { tries: values.try, node: config.node });
       io.out(json ? `${JSON.stringify(ledger)}\n` : ledgerText(ledger));
-      const isKept = await keep(ledger, join(config.data_dir, "boot")).catch((error: Error) => error);
+      const isKept = await keep(ledger, join(slotsData(hal.machine, config.data_dir), "boot")).catch(
+        (error: Error) => error,
+      );
       if (isKept instanceof Error) io.err(`fruit: the ledger was not kept: ${isKept.message}\n`);
       return ledger.findings.some(({ level }) => level === "FAIL") ? EXIT.hardware : EXIT.done;
     } finally {
@@ -161,6 +164,8 @@ async function judgeCard(
   const sector = await findAutoboot(disk, card.selector).catch((error: Error) => error);
   if (sector instanceof Error) return [fail("card", sector.message, "write partition 1 of the image anew")];
   const checks = sector.signs.map((sign) => warn("selector", sign, "until then nothing is tried"));
+  if (sector.isDirty)
+    checks.push(warn("selector", "partition 1 was written to and not unmounted", "run fsck.fat on it"));
   if (!Buffer.from(sector.bytes).equals(makeAutoboot(record.primary)))
     checks.push(
       warn(

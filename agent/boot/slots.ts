@@ -18,7 +18,7 @@ import { rebootUntil } from "./reboot.ts";
 import { lookForRot } from "./rot.ts";
 import type { BootOptions } from "./service.ts";
 import { settle } from "./settle.ts";
-import { LoopBreaker, spentIn } from "./starts.ts";
+import { forgetStart, LoopBreaker, spentIn } from "./starts.ts";
 import { type BootStatus, stateOf, statusOf } from "./status.ts";
 import { Trying } from "./trying.ts";
 import { judge, type Verdict } from "./verdict.ts";
@@ -59,6 +59,8 @@ export class Slots {
   #said = "";
   #saying: Promise<unknown> = Promise.resolve();
   #reboot = Promise.withResolvers<string>();
+  /** This agent has the node start anew by itself, which a loop may be made of. */
+  #isOrdered = false;
 
   constructor(options: BootOptions) {
     this.options = options;
@@ -97,6 +99,7 @@ export class Slots {
 
   /** Starts this node anew, a moment later. */
   reboot(why: string): void {
+    this.#isOrdered = true;
     this.#reboot.resolve(why);
   }
 
@@ -120,7 +123,7 @@ export class Slots {
     await Promise.race([living, stopped]);
     await Promise.race([rebooting, stopped]);
     // A last mark, and the files; a card that hangs is not waited for
-    const ending = living.then(() => this.#close());
+    const ending = living.then(() => Promise.all([this.#close(), this.#forget()]));
     await Promise.race([ending, sleep(LAST_MS, undefined, { ref: false })]);
   }
 
@@ -136,6 +139,7 @@ export class Slots {
         if (error instanceof ForeignCard) return this.#refuse(error.message);
         this.#trouble(error);
       }
+      await this.#recover();
       this.#expireBlind();
       await sleep(RETRY_MS, undefined, { signal }).catch(() => undefined);
     }
@@ -196,14 +200,14 @@ export class Slots {
     }
     const marks = await onPaper(readMarks(this.#dir));
     const { bootId: boot } = options.hal.machine;
-    const spent = await onPaper(spentIn(this.#dir));
+    const spent = await onPaper(spentIn(this.#dir, otherSlot(current)));
     const verdict = judge({ record: this.#record, current, plan: keeper.plan, marks, boot, spent });
     this.#verdict = verdict;
     options.log("info", "boot.start", { slot: current, is: verdict.is });
     if (verdict.is === "on-trial") {
       if (!(await this.#try(verdict.slot, this.#record, signal))) return;
     } else {
-      await this.#loops.count();
+      await this.#loops.count(current);
       await this.#settle(verdict, this.#record);
     }
     await this.#stay(signal);
@@ -281,6 +285,7 @@ export class Slots {
     const hours = card.boot.current === undefined ? 0 : options.config.audit_hours;
     const reading = lookForRot({ card, hours, alarm: options.alarm, log: options.log }, signal);
     while (!signal.aborted) {
+      await this.#recover();
       try {
         await this.look();
         const verdict = this.#verdict;
@@ -294,7 +299,6 @@ export class Slots {
           baseline.observe(this.seen(), version());
           await baseline.save(options.hal.machine.bootId);
         }
-        await this.#loops.recover(this.#nowMs() - this.#startedMs);
         options.alarm("boot-card", null);
       } catch (error) {
         this.#trouble(error);
@@ -304,6 +308,16 @@ export class Slots {
       );
     }
     await reading;
+  }
+
+  /** Up for long enough is healthy, whatever is the matter with the card: a slot must not be lost for want of room on the data. */
+  async #recover(): Promise<void> {
+    const recovering = this.#loops.recover(this.#nowMs() - this.#startedMs);
+    await onPaper(recovering).catch((error) => this.#unwritten(error));
+  }
+
+  #unwritten(error: unknown): void {
+    this.options.log("error", "boot.not-written", { error: String(error) });
   }
 
   /** Publishes how things are, where they are otherwise than before; one after the other, so that what is older never comes last. */
@@ -361,6 +375,12 @@ export class Slots {
     if (wordOf(machine, "fruit.trial") === undefined || this.#verdict) return;
     if (this.#nowMs() - this.#bootedMs >= this.options.config.deadline_seconds * 1000)
       this.reboot("this start is a trial, and nothing of it can be read");
+  }
+
+  /** Who is told to end has not crashed. */
+  async #forget(): Promise<void> {
+    if (this.#isOrdered) return;
+    await forgetStart(this.#dir, this.options.hal.machine.bootId).catch((error) => this.#unwritten(error));
   }
 
   async #close(): Promise<void> {

@@ -78,7 +78,7 @@ function judgeOther({ record, plan, marks, boot, spent = [] }: Facts, other: Slo
 }
 
 /** As often as the watchdog feeder starts a node again for a dead agent. */
-const DEAD_STARTS = 3;
+export const DEAD_STARTS = 3;
 
 /**
  * A slot that was good was started again and again without staying up. It is to blame where that was its agent, which the feeder has
@@ -87,15 +87,19 @@ const DEAD_STARTS = 3;
 function startsSpent(spent: readonly string[], marks: readonly Mark[], slot: SlotName): Cause {
   const seen = marks.filter(({ trial, boot }) => trial === 0 && spent.includes(boot));
   const dead = new Set(seen.filter(({ what }) => what === "agent-dead").map(({ boot }) => boot)).size;
+  // What both slots die of is not in the release: a word in node.json, for one
+  const since = marks.slice(marks.findLastIndex((mark) => seen.includes(mark)) + 1);
+  const isShared = seen.length > 0 && since.some(({ trial, what }) => trial === 0 && what === "agent-dead");
   return {
     reason: "starts-spent",
-    blame: dead >= DEAD_STARTS ? "quarantine" : "round",
+    blame: dead >= DEAD_STARTS && !isShared ? "quarantine" : "round",
     evidence: [
       `slot ${slot} was started ${spent.length > 0 ? `${spent.length} times` : "again and again"} in a row, and never stayed up for long enough`,
       dead > 0
         ? `in ${dead} of these starts its agent was dead`
         : "nothing was seen of these starts: crashes, hangs and power cuts look the same",
       ...seen.map(inWords),
+      ...(isShared ? ["since then the agent of the other slot was dead as well"] : []),
     ],
   };
 }
@@ -121,7 +125,10 @@ export function causeOf(reason: Reason, plan: Plan | undefined, all: readonly Ma
       return {
         reason,
         blame: "none",
-        evidence: [...(plan?.failed?.evidence ?? ["U-Boot found its boot files damaged"]), ...seen],
+        evidence: [
+          ...(plan?.failed?.evidence ?? ["its boot files were found damaged before they were started"]),
+          ...seen,
+        ],
       };
     default:
       return { reason, blame: "none", evidence: seen };

@@ -56,9 +56,10 @@ export async function writePayload(
   const deviceTrees: Record<string, FileFacts> = {};
   for (const [board, file] of Object.entries(parts.deviceTrees))
     deviceTrees[board] = await fitting(file, LOADS.deviceTree);
+  const { kernel: most, initramfs: mostToo } = parts.fat ? UNLIMITED : LOADS;
   const { headerAt, payloadBytes, boot } = layOut(rootBytes, {
-    kernel: await fitting(parts.kernel, LOADS.kernel),
-    initramfs: await fitting(parts.initramfs, LOADS.initramfs),
+    kernel: await fitting(parts.kernel, most),
+    initramfs: await fitting(parts.initramfs, mostToo),
     deviceTrees,
     ...(parts.fat ? { fat: { ...parts.fat, ...(await factsOf(parts.fat.path)) } } : {}),
   });
@@ -104,15 +105,16 @@ export async function areaOf(payload: string): Promise<BootArea> {
   }
 }
 
-/** Throws `CliError` unless U-Boot would load every boot file in a payload: no longer than it takes, with the CRC-32 that is said of it. */
+/** Throws `CliError` unless every boot file in a payload has the CRC-32 that is said of it, and is no longer than U-Boot takes where that loads it. */
 export async function checkBootFiles(payload: string, boot: Release["boot"]): Promise<void> {
+  const most = boot.fat ? UNLIMITED : LOADS;
   const files = [
-    ["kernel", LOADS.kernel, boot.kernel] as const,
-    ["initramfs", LOADS.initramfs, boot.initramfs] as const,
+    ["kernel", most.kernel, boot.kernel] as const,
+    ["initramfs", most.initramfs, boot.initramfs] as const,
     ...Object.entries(boot.deviceTrees).map(
-      ([board, tree]) => [`device tree of ${board}`, LOADS.deviceTree, tree] as const,
+      ([board, tree]) => [`device tree of ${board}`, most.deviceTree, tree] as const,
     ),
-    ...(boot.fat ? [["boot set", Number.POSITIVE_INFINITY, boot.fat] as const] : []),
+    ...(boot.fat ? [["boot set", most.kernel, boot.fat] as const] : []),
   ];
   for (const [what, most, { offset, bytes, crc32 }] of files) {
     const where = `${payload}: the ${what} at byte ${offset}`;
@@ -220,7 +222,14 @@ class SideWriter {
 /** Hashes written at once: 64 KiB, which is half a second of reading the payload. */
 const PORTION = 2048;
 
-/** A boot file that has something in it and that U-Boot would load. */
+/** Nobody knows what the firmware takes at most. */
+const UNLIMITED: typeof LOADS = {
+  kernel: Number.POSITIVE_INFINITY,
+  initramfs: Number.POSITIVE_INFINITY,
+  deviceTree: Number.POSITIVE_INFINITY,
+};
+
+/** A boot file that has something in it and is no longer than what loads it takes. */
 async function fitting(path: string, most: number): Promise<FileFacts> {
   const facts = await factsOf(path);
   if (facts.bytes === 0) throw new CliError(EXIT.usage, `${path}: it is empty`);

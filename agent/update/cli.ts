@@ -8,6 +8,7 @@ import { SlotRefusal } from "../../boot/slots.ts";
 import { SourceError } from "../../boot/source.ts";
 import { ReleaseError } from "../../boot/updatefile.ts";
 import { type Hal, HalError, type Machine } from "../../hal/ports.ts";
+import { slotsData } from "../boot/kernel.ts";
 import { type NodeCard, openNodeCard } from "../boot/open.ts";
 import { CONFIG_PATH, type Config, ConfigError, parseConfig, readConfig } from "../config.ts";
 import { openHardware } from "../hardware.ts";
@@ -159,7 +160,8 @@ async function withNode(
         "this machine does not run from a card with slots; name one with --disk",
       );
     try {
-      return await use({ hal, card, config, dataDir: flags["data-dir"] ?? config.data_dir });
+      const dataDir = flags["data-dir"] ?? slotsData(hal.machine, config.data_dir);
+      return await use({ hal, card, config, dataDir });
     } finally {
       await card.disk.close();
     }

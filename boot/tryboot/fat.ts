@@ -86,9 +86,10 @@ export class Fat {
     return a !== undefined && b !== undefined && a.equals(b);
   }
 
-  /** Whether whoever wrote last went without saying goodbye: bit 27 or 15 of the second entry. */
+  /** Whether whoever wrote last went without saying goodbye: bit 27 or 15 of the second entry, or Linux's own mark. */
   get isDirty(): boolean {
-    return (this.next(1) & (this.#shape.bits === 32 ? 0x0800_0000 : 0x8000)) === 0;
+    const { bits, isMarked } = this.#shape;
+    return isMarked || (this.next(1) & (bits === 32 ? 0x0800_0000 : 0x8000)) === 0;
   }
 
   /** Where a cluster starts, bytes from the start of the disk. */
@@ -156,6 +157,8 @@ export class Fat {
 interface Shape {
   bits: 16 | 32;
   media: number;
+  /** Linux has mounted it for writing and not unmounted it: fs/fat/inode.c, fat_set_state. */
+  isMarked: boolean;
   clusterBytes: number;
   lastCluster: number;
   tables: number;
@@ -195,6 +198,7 @@ function readShape(name: string, sector: Uint8Array, partition: Partition): Shap
   return {
     bits,
     media: view.getUint8(21),
+    isMarked: (view.getUint8(is32 ? 0x41 : 0x25) & 1) !== 0,
     clusterBytes: perCluster * SECTOR,
     lastCluster: clusters + 1,
     tables,

@@ -4,7 +4,7 @@
  * ```
  * 0        partition table (MBR), never rewritten after the first boot
  * 4–16 MiB four records, as on every card of ours (`../layout.ts`)
- * 20 MiB   p1  FAT32, 16 MiB or more, never mounted for writing: bootcode.bin, rescue, autoboot.txt
+ * 20 MiB   p1  FAT32, 16 MiB or more, written to by the first start alone: bootcode.bin, rescue, autoboot.txt
  *          p2  FAT32, boot set of slot a     p3  FAT32, boot set of slot b
  *          p4  extended: p5 root of slot a   p6 root of slot b   p7 data (ext4)
  * ```

@@ -12,6 +12,8 @@ export interface AutobootSector {
   bytes: Uint8Array;
   /** What shows that the partition is not as it was made: the sector is found all the same, but nothing new is risked on it. */
   signs: readonly string[];
+  /** Whoever wrote last did not unmount it, as in a power cut. The chain that leads to the sector is sound all the same. */
+  isDirty: boolean;
 }
 
 /** A card spoils at most an erase block around what it was writing when the power failed, bytes. */
@@ -28,7 +30,7 @@ export async function findAutoboot(disk: BlockDevice, selector: Partition): Prom
   const offset = fat.offsetOf(cluster);
   const page = offset - (offset % 4096);
   const bytes = (await disk.readMedium(page, 4096)).subarray(offset - page, offset - page + SECTOR);
-  return { offset, bytes, signs: signsOf(fat, root, cluster) };
+  return { offset, bytes, signs: signsOf(fat, root, cluster), isDirty: fat.isDirty };
 }
 
 /** Overwrites the sector, flushes and reads back. Throws where the medium then holds something else. */
@@ -100,7 +102,6 @@ function signsOf(fat: Fat, root: FatRoot, cluster: number): string[] {
       `${recovered.length} files such as ${first.short}, which a repair of the file system left: look through them and delete them`,
     );
   if (root.isFull) signs.push("the root folder is full");
-  if (fat.isDirty) signs.push("it was written to and not unmounted: run fsck.fat on it");
   if (!fat.isMirrored) signs.push("the two copies of its table differ: run fsck.fat on it");
   const neighbours = neighboursOf(fat, cluster);
   if (neighbours > 0)

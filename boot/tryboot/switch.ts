@@ -8,7 +8,7 @@
  * - The firmware writes nothing: what it started is told by who runs (`markStarted`), and a try whose start nobody marked is spent
  *   but proves nothing against the slot.
  * - The flag is read back, and this proves only that it was stored: of a Zero 2 W it is reported that the firmware stores it,
- *   clears it and starts the ordinary slot. Such a trial ends as `tries-spent`, and the node runs what it ran.
+ *   clears it and starts the ordinary slot. Such a trial ends as `switch-failed`, and the node runs what it ran.
  *
  * Order of an install's end: boot set but for its first sector → that sector → record *staged*, each read back.
  * Order of a trial and its end: record *armed* → flag → restart → record *started* → record *committing* → sector → record *good*.
@@ -215,7 +215,7 @@ export class TrybootSwitch implements BootSwitch {
   /** What this start says of a trial. */
   async #account(record: BootRecord): Promise<BootRecord> {
     const { trial, primary } = record;
-    // A rescue judges nobody
+    // What runs from neither slot judges none
     if (this.current === undefined) return record;
     if (!trial || this.current !== primary) {
       // Where the firmware has not cleared it, the next start would be a trial again
@@ -231,7 +231,9 @@ export class TrybootSwitch implements BootSwitch {
     const slot = otherSlot(record.primary);
     // One that was started was counted by the slot itself
     const triesLeft = record.reason === "trial-armed" ? trial.triesLeft - 1 : trial.triesLeft;
-    const giveUp = () => this.#change((before) => fail(before, slot, "tries-spent"));
+    // What nobody saw start proves nothing against the release
+    const reason = trial.started === 0 ? "switch-failed" : "tries-spent";
+    const giveUp = () => this.#change((before) => fail(before, slot, reason));
     if (triesLeft <= 0) return giveUp();
     const armed = await this.#change((before) => ({
       ...before,

@@ -20,9 +20,9 @@ import { NO_HASH } from "../../boot/slots.ts";
 import type { SwitchKind } from "../../boot/switch.ts";
 import { TRYBOOT_PARTITIONS } from "../../boot/tryboot/layout.ts";
 import { build, provenance } from "../build.ts";
-import { idOf, partitionsOf, type Sizes, trybootPartitionsOf, writeCard } from "./card.ts";
+import { ALIGNMENT, idOf, partitionsOf, type Sizes, trybootPartitionsOf, writeCard } from "./card.ts";
 import { boardOf } from "./devicetree.ts";
-import { makeExt4, makeFat, makeSquashfs } from "./filesystems.ts";
+import { fatBytesOf, makeExt4, makeFat, makeSquashfs } from "./filesystems.ts";
 import { bootFiles, trybootFiles } from "./firmware.ts";
 import { makeInitramfs } from "./initramfs.ts";
 import { findKernel, type Kernel } from "./kernel.ts";
@@ -61,6 +61,8 @@ export interface ImageOptions {
   floor?: bigint;
   /** Slot b holds the same as slot a; otherwise it is empty. */
   both?: boolean;
+  /** Models by their filter that get a card and a release for tryboot in any case. */
+  tryboot?: readonly string[];
   /** The release only, no card. */
   payloadOnly?: boolean;
   /** The card uncompressed as well: as it is, or filled up to a power of two as QEMU wants it. */
@@ -112,7 +114,7 @@ async function make(options: ImageOptions, work: string): Promise<Image> {
   const time = options.time ?? Number(process.env.SOURCE_DATE_EPOCH ?? (await provenance()).time);
   const root = typeof rootfs === "string" ? await readRoot(rootfs, work) : await rootfs(work);
   const kernel = findKernel(root);
-  const starters = chooseStarters(root, kernel.deviceTrees);
+  const starters = chooseStarters(root, kernel.deviceTrees, options.tryboot);
   for (const why of starters.without) tell(`left out: ${why}`);
   for (const { model, why } of starters.tryboot)
     tell(`${model.filter}: on a card of its own, where the firmware chooses the slot (tryboot): ${why}`);
@@ -231,6 +233,13 @@ async function makeCard(
   const { partitionsOf, a, b, data } = LAYOUTS[kind];
   const slots = options.both ? SLOTS : (["a"] as const);
   const seed = `${name} ${payload.hash}`;
+  // Of the selector's FAT the last 4 MiB are the sector's
+  const apart = kind === "tryboot" ? ALIGNMENT : 0;
+  const needed = Math.max(fatBytesOf(files) + apart, payload.area.boot.fat?.bytes ?? 0);
+  if (needed > sizes.boot)
+    throw new BuildError(
+      `--boot-size: ${name} needs a boot partition of ${Math.ceil(needed / ALIGNMENT) * 4} MiB, it has ${inMiB(sizes.boot)}`,
+    );
   await makeFat(`${out}.fat`, { bytes: sizes.boot, label: "FRUIT", id: idOf(`${seed} boot`), time, files });
   if (kind === "tryboot") await setApart(`${out}.fat`);
   const holds: [string, Content][] = slots.flatMap((slot) => [

@@ -11,10 +11,11 @@ import {
   writeFileSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
+import { SECTOR } from "../../boot/layout.ts";
 import { writeAt } from "./card.ts";
 import { writeTar } from "./tarwriter.ts";
 import { run } from "./tools.ts";
-import { type Content, piecesOf, type Tree } from "./tree.ts";
+import { type Content, lengthOf, piecesOf, type Tree } from "./tree.ts";
 
 /** Writes a tree as a squashfs with its own owners and devices: all times 0, zstd at a level of 1 to 22. */
 export async function makeSquashfs(out: string, tree: Tree, level: number): Promise<void> {
@@ -85,6 +86,16 @@ export async function makeFat(
     rmSync(folder, { recursive: true, force: true });
   }
 }
+
+/** Bytes of a FAT32 that surely has room for these files, with clusters of one sector. */
+export function fatBytesOf(files: ReadonlyMap<string, Content>): number {
+  const sectors = [...files.values()].reduce((sum, file) => sum + Math.ceil(lengthOf(file) / SECTOR), 0);
+  // Every cluster has four bytes in each of two tables; folders and long names want some, too
+  return Math.max(FAT32_LEAST, sectors * (SECTOR + 8) + (2 << 20));
+}
+
+/** Fewer clusters of a sector than 65,525 would make it a FAT16 by the specification ("FAT Type Determination"). */
+const FAT32_LEAST = 36 << 20;
 
 /** An ext4 file system with these files, all root's, at `time`; its ids come from `seed`. */
 export async function makeExt4(

@@ -18,6 +18,7 @@ const USAGE = `bun run image -- [options]
   --both                 slot b holds the same; otherwise it is empty
   --raw                  the card uncompressed, too
   --payload-only         the release, no card
+  --tryboot FILTER,…     a tryboot card and release for these models too (pi4, pi5), though U-Boot starts them
   --rootfs TAR           the system from a tar file instead of Alpine
 Alpine:
   --mirror URL           address of a branch, with main/ and community/ in it; or ALPINE_MIRROR
@@ -45,7 +46,16 @@ const OPTIONS = {
     keys: TEXT,
   },
   ...{ "slot-size": TEXT, "boot-size": TEXT, "data-size": TEXT, minirootfs: TEXT, "minirootfs-sha256": TEXT },
-  ...{ packages: TEXT, lock: TEXT, cache: TEXT, both: FLAG, raw: FLAG, "payload-only": FLAG, docker: FLAG },
+  ...{
+    packages: TEXT,
+    lock: TEXT,
+    cache: TEXT,
+    tryboot: TEXT,
+    both: FLAG,
+    raw: FLAG,
+    "payload-only": FLAG,
+    docker: FLAG,
+  },
   ...{ offline: FLAG, "update-lock": FLAG, "allow-older": FLAG, help: { ...FLAG, short: "h" } },
 } as const;
 
@@ -89,10 +99,13 @@ export function imageOptions(args: string[], tell: (line: string) => void): Imag
     sizes: Object.fromEntries(given),
     both: values.both ?? false,
     payloadOnly: values["payload-only"] ?? false,
+    tryboot: namesIn(values.tryboot),
     ...(values.raw ? { raw: "exact" as const } : {}),
     tell,
   };
 }
+
+const namesIn = (text: string | undefined) => (text === undefined ? [] : text.split(","));
 
 function sizeOf(text: string | undefined, name: string): number | undefined {
   if (text === undefined) return undefined;

@@ -87,7 +87,7 @@ export interface Starters {
   models: { model: Model; uboot: string }[];
   /** `compatible` strings of all boards that it starts. */
   boards: string[];
-  /** What the firmware starts, on a card of its own, and why U-Boot does not. */
+  /** What the firmware starts, on a card of its own, each with the boards that the kernel knows; and why so. */
   tryboot: { model: Model; why: string }[];
   /** What is left out, and why. */
   without: string[];
@@ -96,8 +96,14 @@ export interface Starters {
 /**
  * Finds U-Boot in a root (`usr/share/u-boot` on Alpine, `usr/lib/u-boot` on Debian) and chooses a build for every model. One that none
  * of them starts is the firmware's, if that can choose the slot and all is there that it starts: the kernel's device trees are `trees`.
+ * Models whose filter is among `asked` are the firmware's as well. Throws `BuildError` where that cannot be.
  */
-export function chooseStarters(root: Tree, trees: ReadonlyMap<string, Content> = new Map()): Starters {
+export function chooseStarters(
+  root: Tree,
+  trees: ReadonlyMap<string, Content> = new Map(),
+  asked: readonly string[] = [],
+): Starters {
+  refuseUnable(asked);
   const known = new Set([...trees].map(([name, tree]) => boardOf(bytesOf(tree), name)));
   const firmware = firmwareIn(root);
   const builds = filesIn(root, /^usr\/(?:share|lib)\/u-boot\/([^/]+)\/u-boot\.bin$/);
@@ -105,20 +111,45 @@ export function chooseStarters(root: Tree, trees: ReadonlyMap<string, Content> =
   for (const model of MODELS) {
     const { chip } = model;
     const there = model.uboot.filter((name) => builds.has(name));
-    const fit = there.find((name) => chip === undefined || has(builds.get(name), chip));
-    const content = fit === undefined ? undefined : builds.get(fit);
+    const fit = there.find((name) => has(builds.get(name), chip));
+    const content = builds.get(fit ?? "");
     if (fit !== undefined && content !== undefined) {
       starters.uboot.set(fit, content);
       starters.models.push({ model, uboot: fit });
       starters.boards.push(...model.boards);
-      continue;
+      if (!asked.includes(model.filter)) continue;
     }
-    const why =
-      there.length > 0 ? `U-Boot's ${there[0]} has no driver for ${chip}` : `no U-Boot ${model.uboot[0]}`;
+    const why = fit === undefined ? whyNot(model, there[0]) : "asked for";
     const lack = lackOf(model, known, firmware);
-    if (lack === undefined) starters.tryboot.push({ model, why });
-    else starters.without.push(`${model.filter}: ${why}${lack && `, and for tryboot ${lack}`}`);
+    if (lack === undefined) starters.tryboot.push({ model: knownOf(model, known), why });
+    else starters.without.push(withoutOf(model, why, lack));
   }
+  const lacking = starters.without.find((line) => asked.some((filter) => line.startsWith(`${filter}:`)));
+  if (lacking !== undefined) throw new BuildError(`--tryboot ${lacking}`);
+  return started(starters);
+}
+
+const withoutOf = ({ filter }: Model, why: string, lack: string) =>
+  `${filter}: ${why}${lack && `, and for tryboot ${lack}`}`;
+
+const whyNot = ({ chip, uboot }: Model, build: string | undefined) =>
+  build === undefined ? `no U-Boot ${uboot[0]}` : `U-Boot's ${build} has no driver for ${chip}`;
+
+const knownOf = (model: Model, known: ReadonlySet<string>): Model => ({
+  ...model,
+  boards: model.boards.filter((board) => known.has(board)),
+});
+
+function refuseUnable(asked: readonly string[]): void {
+  const able = MODELS.filter(({ tryboot }) => tryboot).map(({ filter }) => filter);
+  const unable = asked.find((filter) => !able.includes(filter));
+  if (unable !== undefined)
+    throw new BuildError(
+      `--tryboot ${unable}: ${able.join(" and ")} are the models whose firmware may choose the slot`,
+    );
+}
+
+function started(starters: Starters): Starters {
   if (starters.models.length === 0 && starters.tryboot.length === 0)
     throw new BuildError(
       "the root has no U-Boot for any Pi: no usr/share/u-boot/*/u-boot.bin or usr/lib/u-boot/*/u-boot.bin",
@@ -155,8 +186,8 @@ function filesIn(root: Tree, pattern: RegExp): Map<string, Content> {
   return files;
 }
 
-const has = (content: Content | undefined, text: string) =>
-  content !== undefined && Buffer.from(bytesOf(content)).includes(text);
+const has = (content: Content | undefined, text: string | undefined) =>
+  content !== undefined && (text === undefined || Buffer.from(bytesOf(content)).includes(text));
 
 /** The firmware's settings. `overlays` are the names there are; `isUpstream`: the device trees have the kernel's own names. */
 export function configTxt(starters: Starters, overlays: ReadonlySet<string>, isUpstream: boolean): string {

@@ -8,26 +8,17 @@ import { readTrybootCard } from "../../boot/tryboot/layout.ts";
 import { checkBootSet, findAutoboot } from "../../boot/tryboot/sector.ts";
 import { openDisk } from "../../hal/disk.ts";
 import { ALIGNMENT, writeAt } from "./card.ts";
-import { makeFat } from "./filesystems.ts";
+import { fatBytesOf, makeFat } from "./filesystems.ts";
 import { INITRAMFS, KERNEL } from "./models.ts";
 import { BuildError } from "./tools.ts";
-import { type Content, lengthOf } from "./tree.ts";
-
-/** Fewer clusters of a sector than 65,525 would make it a FAT16 by the specification ("FAT Type Determination"). */
-const LEAST = 36 << 20;
+import type { Content } from "./tree.ts";
 
 /** Makes a boot set that is as large as it must be, and finds kernel and initramfs in it. */
 export async function makeBootSet(
   path: string,
   options: { id: number; time: number; files: ReadonlyMap<string, Content> },
 ): Promise<{ path: string; kernelAt: number; initramfsAt: number }> {
-  const sectors = [...options.files.values()].reduce(
-    (sum, file) => sum + Math.ceil(lengthOf(file) / SECTOR),
-    0,
-  );
-  // Every cluster has four bytes in each of two tables; folders and long names want some, too
-  const needed = sectors * (SECTOR + 8) + (2 << 20);
-  const bytes = Math.max(LEAST, Math.ceil(needed / ALIGNMENT) * ALIGNMENT);
+  const bytes = Math.ceil(fatBytesOf(options.files) / ALIGNMENT) * ALIGNMENT;
   await makeFat(path, { ...options, bytes, label: "FRUIT-SLOT" });
   const disk = await openDisk(path, "read");
   try {

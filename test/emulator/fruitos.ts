@@ -35,6 +35,32 @@ export interface Start {
   beganMs: number;
 }
 
+/** The command of an emulated Pi 3 with this card in it; it ends at a reset. Its network is `net0`, with what `net` says of it. */
+export function emulator(
+  card: string,
+  { console, monitor }: { console: Line; monitor: Line },
+  net?: string,
+): string[] {
+  const chardev = (id: string, { path }: Line) => ["-chardev", `socket,id=${id},path=${path},server=off`];
+  return [
+    ...["setpriv", "--pdeathsig", "KILL", "qemu-system-aarch64"],
+    // One thread: cores that wait for Linux spin, and would take the time of the one that works
+    ...["-M", "raspi3b", "-accel", "tcg,thread=single", "-nodefaults", "-display", "none", "-no-reboot"],
+    ...["-kernel", cached("arm64", "u-boot.bin"), "-dtb", cached("arm64", "bcm2837-rpi-3-b.dtb")],
+    // What the firmware makes of cmdline.txt
+    ...["-append", "console=ttyS1,115200"],
+    // What the machine was told is written is with this kernel, in its order: killing the emulator loses none of it
+    ...["-drive", `file=${card},format=raw,if=sd,cache=writeback`],
+    ...["-netdev", ["user,id=net", ...(net === undefined ? [] : [net])].join(",")],
+    ...["-serial", "null", ...chardev("console", console), "-serial", "chardev:console"],
+    ...[...chardev("monitor", monitor), "-mon", "chardev=monitor,mode=control"],
+  ];
+}
+
+/** Plugs the network adapter into its USB socket; QEMU's DHCP gives the machine 10.0.2.15. */
+export const plugNetwork = (monitor: Monitor) =>
+  monitor.ask("device_add", { driver: "usb-net", id: "net0", netdev: "net" });
+
 /** A copy of a card; what was nothing but zeros costs nothing. */
 export async function copyCard(from: string, to: string): Promise<string> {
   await $`cp --sparse=always --reflink=auto ${from} ${to}`.quiet();
@@ -178,24 +204,8 @@ export class Fruitos implements AsyncDisposable {
   }
 
   #spawn(): Bun.Subprocess {
-    const chardev = (id: string, { path }: Line) => ["-chardev", `socket,id=${id},path=${path},server=off`];
-    const command = [
-      ...["setpriv", "--pdeathsig", "KILL", "qemu-system-aarch64"],
-      // One thread: cores that wait for Linux spin, and would take the time of the one that works
-      ...["-M", "raspi3b", "-accel", "tcg,thread=single", "-nodefaults", "-display", "none", "-no-reboot"],
-      ...["-kernel", cached("arm64", "u-boot.bin"), "-dtb", cached("arm64", "bcm2837-rpi-3-b.dtb")],
-      // What the firmware makes of cmdline.txt
-      ...["-append", "console=ttyS1,115200"],
-      // What the machine was told is written is with this kernel, in its order: killing the emulator loses none of it
-      ...["-drive", `file=${this.card},format=raw,if=sd,cache=writeback`],
-      ...[
-        "-netdev",
-        `user,id=net,guestfwd=tcp:10.0.2.100:1883-cmd:socat - TCP:127.0.0.1:${this.#brokerPort}`,
-      ],
-      ...["-serial", "null", ...chardev("console", this.#sockets.console), "-serial", "chardev:console"],
-      ...[...chardev("monitor", this.#sockets.monitor), "-mon", "chardev=monitor,mode=control"],
-    ];
-    return Bun.spawn(command, {
+    const net = `guestfwd=tcp:10.0.2.100:1883-cmd:socat - TCP:127.0.0.1:${this.#brokerPort}`;
+    return Bun.spawn(emulator(this.card, this.#sockets, net), {
       stdio: ["ignore", "ignore", "ignore"],
       onExit: (_, code) => {
         if (code === 0 && !this.#isOff) this.#process = this.#spawn();
@@ -205,8 +215,7 @@ export class Fruitos implements AsyncDisposable {
 
   /** Later than the start, since the kernel's dwc2 does not find again in this machine what U-Boot has found. */
   async #plug(): Promise<void> {
-    const adapter = { driver: "usb-net", id: "net0", netdev: "net" };
-    await this.#monitor.ask("device_add", adapter).catch((error: Error) => {
+    await plugNetwork(this.#monitor).catch((error: Error) => {
       if (this.isOn) this.#said += `\nthe emulator: ${error.message}\n`;
     });
   }

@@ -84,6 +84,17 @@ export class Lab implements AsyncDisposable {
     await until(`slot ${slot} on MQTT`, isTold, LIMITS.trial);
   }
 
+  /** Has the node try its other slot: it starts again, perhaps before it could say that it will. */
+  async tries(pi: Fruitos): Promise<void> {
+    const before = pi.starts.length;
+    try {
+      await pi.output("fruit boot try --reason proof");
+    } catch (error) {
+      if (pi.starts.length === before) throw error;
+    }
+    await pi.reached("reset", () => true, { after: before, limitMs: LIMITS.trial });
+  }
+
   /** What the node says of itself. */
   async status(pi: Fruitos): Promise<Status> {
     return JSON.parse(await pi.output("fruit boot status --json"));

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { until } from "../node.ts";
-import { cached } from "./cache.ts";
+import { emulator, plugNetwork } from "./fruitos.ts";
 import { LIMITS } from "./limits.ts";
 import { Line } from "./line.ts";
 import { Monitor } from "./monitor.ts";
@@ -19,24 +19,7 @@ export class Seat implements AsyncDisposable {
     this.#folder = parts.folder;
     this.#console = parts.console;
     this.#monitor = new Monitor(parts.monitor);
-    const chardev = (id: string, { path }: Line) => ["-chardev", `socket,id=${id},path=${path},server=off`];
-    this.#process = Bun.spawn(
-      [
-        ...["setpriv", "--pdeathsig", "KILL", "qemu-system-aarch64"],
-        ...["-M", "raspi3b", "-accel", "tcg,thread=single", "-nodefaults", "-display", "none", "-no-reboot"],
-        ...["-kernel", cached("arm64", "u-boot.bin"), "-dtb", cached("arm64", "bcm2837-rpi-3-b.dtb")],
-        ...["-append", "console=ttyS1,115200", "-drive", `file=${card},format=raw,if=sd,cache=writeback`],
-        ...[
-          "-netdev",
-          "user,id=net",
-          ...chardev("monitor", parts.monitor),
-          "-mon",
-          "chardev=monitor,mode=control",
-        ],
-        ...["-serial", "null", ...chardev("console", parts.console), "-serial", "chardev:console"],
-      ],
-      { stdio: ["ignore", "ignore", "ignore"] },
-    );
+    this.#process = Bun.spawn(emulator(card, parts), { stdio: ["ignore", "ignore", "ignore"] });
   }
 
   /** Switches it on. */
@@ -63,9 +46,9 @@ export class Seat implements AsyncDisposable {
     return this.hears(what, limitMs);
   }
 
-  /** Plugs a network adapter into its USB socket; QEMU's DHCP gives the machine 10.0.2.15. */
+  /** Plugs a network adapter into its USB socket. */
   async plug(): Promise<void> {
-    await this.#monitor.ask("device_add", { driver: "usb-net", id: "net0", netdev: "net" });
+    await plugNetwork(this.#monitor);
   }
 
   /** Cuts its power. */

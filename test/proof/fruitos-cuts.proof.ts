@@ -93,9 +93,7 @@ describe.skipIf(missing !== undefined)(
         await pi.output(`date -s @1795000000; fruit update install /data/incoming/${next}.fruit`, PATIENCE);
       }
       doing("arm");
-      const after = pi.starts.length;
-      await pi.output("fruit boot try --reason proof");
-      await pi.reached("reset", () => true, { after, limitMs: PATIENCE });
+      await lab.tries(pi);
       doing("start on trial");
       return true;
     }

@@ -114,7 +114,7 @@ describe.skipIf(missing !== undefined)(`fruitos in emulation${missing ? ` [needs
         bytes: good.content.payloadBytes,
       });
       tell(`install of ${good.content.payloadBytes >> 20} MiB: ${seconds(performance.now() - beganMs)}`);
-      await pi.run("fruit boot try --reason proof");
+      await lab.tries(pi);
       await pi.reached("initramfs", ({ slot, isTrial }) => slot === "b" && isTrial, { limitMs: PATIENCE });
       await until("kept", () => lab.said("event/boot.trial.confirmed").length > 0, PATIENCE);
       expect(lab.said("event/boot.trial.confirmed")).toEqual([
@@ -142,7 +142,7 @@ describe.skipIf(missing !== undefined)(`fruitos in emulation${missing ? ` [needs
     );
     await lab.lives(pi, "a");
     lab.forget();
-    await pi.run("fruit boot try --reason proof");
+    await lab.tries(pi);
     await meanwhile?.(pi);
     await lab.lives(pi, "a", 1);
     await until("said why", () => lab.said("event/boot.rolled-back").length > 0, PATIENCE);

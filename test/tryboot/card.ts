@@ -125,6 +125,7 @@ export function bootSet(system: string, extra: readonly FatFile[] = []): FatFile
   const config = `[all]\n# ${system}\narm_64bit=1\nkernel=kernel8.img\n`;
   return [
     { name: "start.elf", content: "start needs=3" },
+    { name: "start4.elf", content: "start" },
     { name: "config.txt", content: config },
     { name: "tryboot.txt", content: config },
     { name: "kernel8.img", content: `kernel of ${system}` },
@@ -223,6 +224,7 @@ export function selectorFiles(primary: SlotName): FatFile[] {
   return [
     { name: "bootcode.bin", content: "bootcode version=5" },
     { name: "start.elf", content: "start needs=3" },
+    { name: "start4.elf", content: "start" },
     { name: "config.txt", content: "kernel=rescue.img\n" },
     { name: "tryboot.txt", content: "kernel=rescue.img\n" },
     { name: "rescue.img", content: "kernel of rescue" },

@@ -134,7 +134,7 @@ export class Firmware {
 
   /** What makes a partition one that can be started. */
   get #mark(): string {
-    return this.#board === "pi5" ? "config.txt" : "start.elf";
+    return { pi3: "start.elf", pi4: "start4.elf", pi5: "config.txt" }[this.#board];
   }
 
   #choose(autoboot: string | undefined, isTrial: boolean): { partition: number; ab: boolean } {
@@ -158,6 +158,8 @@ export class Firmware {
     { isTrial, ab }: { isTrial: boolean; ab: boolean },
   ): Outcome {
     const { abIgnored, eepromOld, deviceTreePartition } = this.traps;
+    if (!chosen.file(this.#mark))
+      return { is: "hangs", why: `partition ${chosen.number} has no ${this.#mark}` };
     const [loader, start] = [first.file("bootcode.bin"), chosen.file("start.elf")];
     const has = Number(/version=(\d+)/.exec(loader ?? "")?.[1]);
     const needs = Number(/needs=(\d+)/.exec(start ?? "")?.[1]);

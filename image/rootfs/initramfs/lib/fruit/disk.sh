@@ -31,12 +31,23 @@ load() {
   done <"$1"
 }
 
-# Does something, and goes on after 10 s whether it is done or not: for what a card that hangs must not hold up.
+# A whole number of at most four digits, as a person would write it; anything else is `whole TEXT DEFAULT`'s default. Arithmetic on
+# 08 or 1x ends the shell, and with it the first program.
+whole() {
+  case $1 in
+  0 | [1-9] | [1-9][0-9] | [1-9][0-9][0-9] | [1-9][0-9][0-9][0-9]) echo "$1" ;;
+  *) echo "${2:-}" ;;
+  esac
+}
+
+# Does something in a shell of its own, and goes on after 10 s whether it is done or not: for what a card that hangs must not hold up.
 briefly() {
   "$@" &
-  for _ in 1 2 3 4 5 6 7 8 9 10; do
+  turns=100
+  while [ $turns -gt 0 ]; do
     kill -0 $! 2>/dev/null || return 0
-    sleep 1
+    turns=$((turns - 1))
+    usleep 100000
   done
 }
 

@@ -8,7 +8,8 @@
 #
 # Whoever begins a watchdog without feeding it must be sure that somebody does within the time. So the device is the one that the
 # feeder will take, by the same settings (/etc/fruit/watchdog, with what a person has changed there), and where these cannot be read
-# there is none. Whoever takes the feeder out of a node sets FRUIT_EARLY=0.
+# there is none. Whoever takes the feeder out of a node sets FRUIT_EARLY=0. init calls it by `briefly`: these settings last across
+# slots, and whatever they do, it ends neither the first program nor the start.
 #
 # Facts (Documentation/watchdog/watchdog-api.rst and watchdog-kernel-api.rst, drivers/watchdog/watchdog_dev.c)
 # - One that is closed without `V` runs on, and keeps its time: kill -9 lets busybox's `watchdog` write none. Whoever opens it again
@@ -33,9 +34,10 @@ guard() {
   # shellcheck disable=SC2046 # words
   set -- $(settings "$guarded")
   device=$1 time=$2 module=$3
+  time=$(whole "$time")
   case $time in
   0) return ;;
-  '' | *[!0-9]*)
+  '')
     say "/etc/fruit/watchdog cannot be read: nothing watches this start until its feeder runs"
     return
     ;;

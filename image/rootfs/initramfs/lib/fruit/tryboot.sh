@@ -1,6 +1,6 @@
 # What of fruit-records is otherwise on a card on which the firmware chooses the slot (boot/tryboot/): the slots are logical
 # partitions, and one sector, that of autoboot.txt on the first partition, follows the record.
-TRIAL_STARTED=1 TRIES_SPENT=2 TRIAL_ARMED=8 COMMITTING=18
+TRIAL_STARTED=1 TRIES_SPENT=2 TRIAL_ARMED=8 COMMITTING=18 SWITCH_FAILED=19
 
 word16() { echo $((0x$(turned "$(at "$1" "$2" 2)"))); } # HEX OFFSET
 
@@ -99,19 +99,79 @@ start() { # a|b
   echo "$(word32 "$record" 20) $tried"
 }
 
+# A slot runs that cannot be started and that the record does not have the node start from: a cut came between record and sector. Brings
+# to its end what it cut short; fails where that is nothing.
+catch_up() { # a|b REASON
+  take
+  if [ -n "$is_trial" ] && [ "$reason" = $COMMITTING ] && [ "$other" = "$1" ]; then
+    end_trial "$2"
+    return
+  fi
+  follow "$primary"
+  [ -n "$followed" ]
+}
+
+# The slot on trial has failed, and the node starts from the one that it started from before
+end_trial() { # REASON
+  put $base "$(le32 $FAILED)$(le32 "$1")"
+  put 16 "$(le32 0)"
+  # shellcheck disable=SC2086 # words
+  echo "slot $other has failed ($(nth "$1" $reasons)), its trial is over"
+  write "$1"
+  follow "$primary"
+}
+
+blocks() { # FIRST BYTES, of 4096: as sectors, for what is long
+  set -- "if=$disk bs=4096 skip=$(($1 / 8)) count=$(($2 / 4096))"
+  # shellcheck disable=SC2086 # words
+  dd $1 iflag=direct 2>/dev/null || dd $1 2>/dev/null
+}
+
+# Whether the firmware finds of a slot what its payload says. Slot b differs by one byte, that of its name in cmdline.txt
+is_whole() { # a|b
+  look_at "$1"
+  [ -z "$why" ] && [ -n "$fat" ] || return 1
+  case $1 in a) entry=462 ;; b) entry=478 ;; esac
+  mkfifo "$work/set"
+  blocks "$(word32 "$table" $((entry + 8)))" "$fat_bytes" >"$work/set" &
+  # Where and what, in octal
+  found=$(blocks "$fat" "$fat_bytes" | cmp -l - "$work/set" 2>&1 | head -n 2 | tr -s ' \n' ' ')
+  rm "$work/set"
+  if [ "$1" = a ]; then
+    [ -z "$found" ]
+    return
+  fi
+  # shellcheck disable=SC2086 # words
+  set -- $found
+  [ "$# $2 $3" = "3 141 142" ] || return 1
+  own=$(($1 - 12))
+  [ "$(sectors $((fat + own / 512)) 2 | tail -c +$((own % 512 + 1)) | head -c 12)" = fruit.slot=a ]
+}
+
 # The firmware has come to the first partition: it did not find its way, and the sector is mended; or what it should start cannot be
-# started. Fails where nothing is left to be done by itself.
+# started. It comes there by accident, too (rpi-eeprom#758), so that nobody is blamed whose files are as they should be: then 3.
 settle() {
   read_places
   [ -n "$newest" ] || { repair && return; }
   take
   # What was about to become good may be started, and ends it itself
-  if [ -n "$is_trial" ] && [ "$reason" = $COMMITTING ]; then primary=$other; fi
-  follow "$primary"
+  starts=$primary
+  [ -z "$is_trial" ] || [ "$reason" != $COMMITTING ] || starts=$other
+  follow "$starts"
   [ -z "$followed" ] || return 0
-  [ -n "$is_trial" ] || { fail "$primary" && return; }
-  put $base "$(le32 $FAILED)$(le32 $TRIES_SPENT)"
-  put 16 "$(le32 0)"
-  echo "the firmware cannot start slot $other, its trial is over"
-  write $TRIES_SPENT
+  if [ -n "$is_trial" ]; then
+    is_whole "$other" || { end_trial $FILES_DAMAGED && return; }
+    left=$(word32 "$record" 24)
+    [ "$reason" != $TRIAL_ARMED ] || left=$((left - 1))
+    if [ "$starts" = "$primary" ] && [ "$left" -le 0 ]; then
+      # What nobody saw start proves nothing against it
+      [ "$(word32 "$record" 28)" = 0 ] && reason=$SWITCH_FAILED || reason=$TRIES_SPENT
+      end_trial "$reason"
+      return
+    fi
+  else
+    is_whole "$primary" || { fail "$primary" && return; }
+  fi
+  echo "what the firmware should start is whole: another start may come further"
+  return 3
 }
