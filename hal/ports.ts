@@ -57,6 +57,14 @@ export interface LineEvents {
   gone(error: HalError): void;
 }
 
+/** The control lines of a serial line that the far side drives; true is asserted. */
+export interface ModemLines {
+  cts: boolean;
+  dsr: boolean;
+  dcd: boolean;
+  ri: boolean;
+}
+
 /** A serial line as a stream in both directions: a console. What is written arrives in the order of the calls. */
 export interface SerialLine {
   /** Resolves when the kernel has taken all of it. Rejects: `io` when the line is gone, `timeout` when it took nothing for 10 s (flow control). */
@@ -66,6 +74,8 @@ export interface SerialLine {
   /** Sets the lines that are named and leaves the other. */
   setLines(lines: { dtr?: boolean; rts?: boolean }): Promise<void>;
   change(settings: Partial<LineSettings>): Promise<void>;
+  /** How the far side holds its control lines now; rejects `refused` where the driver has none (a pseudo-terminal). Absent where there cannot be any. */
+  modemLines?(): Promise<ModemLines>;
   close(): Promise<void>;
 }
 

@@ -10,7 +10,7 @@ import { SerialPortStream } from "@serialport/stream";
 import { isBun } from "./native/runtime.ts";
 import { serialBinding } from "./native/serial.ts";
 import type { SerialOptions } from "./native/termios.ts";
-import { HalError, type HalErrorCode } from "./ports.ts";
+import { HalError, type HalErrorCode, type ModemLines } from "./ports.ts";
 
 /** More than the kernel hands out at once, which is 4 KiB. */
 const READ_SIZE = 16 * 1024;
@@ -110,6 +110,18 @@ export class Port {
     const lines = { ...this.#lines, ...wanted };
     await this.wait((done) => this.#stream.set(lines, done));
     this.#lines = lines;
+  }
+
+  /** The control lines that come in. Rejects `refused` where the driver has none. */
+  async get(): Promise<ModemLines> {
+    let lines = { cts: false, dsr: false, dcd: false, ri: false };
+    await this.wait((done) =>
+      this.#stream.get((error, status) => {
+        lines = { ...lines, ...status };
+        done(error);
+      }),
+    );
+    return { cts: lines.cts, dsr: lines.dsr, dcd: lines.dcd, ri: lines.ri };
   }
 
   /** Changes how the line talks. */

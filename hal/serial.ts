@@ -9,7 +9,15 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { BindingInterface } from "@serialport/bindings-interface";
 import { within } from "./limit.ts";
-import { HalError, type LineEvents, type LineSettings, type SerialLine, type SerialLink } from "./ports.ts";
+import { shortenLatency } from "./native/serial-latency.ts";
+import {
+  HalError,
+  type LineEvents,
+  type LineSettings,
+  type ModemLines,
+  type SerialLine,
+  type SerialLink,
+} from "./ports.ts";
 import { openPort, type Port, type PortOptions } from "./serial-stream.ts";
 import { Turns } from "./turns.ts";
 
@@ -113,6 +121,10 @@ class ConsoleLine implements SerialLine {
     });
   }
 
+  modemLines(): Promise<ModemLines> {
+    return this.#port.get();
+  }
+
   close(): Promise<void> {
     this.#closed.abort();
     return this.#port.close(LEAVE_MS);
@@ -149,6 +161,7 @@ class HalfDuplexLink implements SerialLink {
   async open(device: string, binding?: BindingInterface): Promise<void> {
     const events = { heard: (chunk: Uint8Array) => this.#heard(chunk), gone: () => undefined };
     const port = await openPort(device, { baudRate: BUS_BAUD }, events, binding);
+    await shortenLatency(device);
     try {
       if (this.#rts) await port.set({ rts: this.#rts !== "high" });
     } catch (error) {

@@ -1,6 +1,7 @@
 /** `fruit console` as a person has it: a real terminal, the executable, and a node that does what the test says. */
 
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { banner } from "../agent/console/show.ts";
 import { scratch, startAgent, until } from "./node.ts";
@@ -365,6 +366,51 @@ describe("keys", () => {
   test("through ssh, which takes the first ~, it is said how to leave", async () => {
     await using met = await meet({ env: { SSH_CONNECTION: "192.0.2.1 5 192.0.2.2 22" } });
     await met.alice.sees("Enter ~~. through ssh leaves");
+  });
+
+  test("~l adds what is shown to a file, keeps what it had, and ends at the second", async () => {
+    await using met = await meet();
+    const file = join(folder.path, "rack1-a.log");
+    writeFileSync(file, "of last week\n");
+    await met.alice.sees(BANNER);
+    await met.session.say("not yet");
+    await met.alice.sees("not yet");
+    await met.alice.type(`\r~l${file}\r`);
+    await met.alice.sees(`log to which file, which is added to? ${file}\r\n`);
+    await met.alice.sees(`what is shown is added to ${file}]\r\n`);
+    await met.session.say("\x1b[1mKernel panic\x1b[0m\r\n\xff");
+    await met.session.mark("power: off by bob");
+    await met.alice.sees("power: off by bob]\r\n");
+    await met.alice.type("~l");
+    await met.alice.sees(`log ${file} is closed]\r\n`);
+    await met.session.say("no more");
+    await met.alice.sees("no more");
+    const shown = met.alice.text.slice(met.alice.text.indexOf("\x1b[1mKernel panic"));
+    const logged = shown.slice(0, shown.indexOf("power: off by bob]\r\n") + "power: off by bob]\r\n".length);
+    const [before = "", ...rest] = readFileSync(file, "utf8").split(logged);
+    expect(before).toMatch(
+      /^of last week\n\n\[fruit [-\d]+T[:\d]+Z: log of console rack1-a\]\n\[fruit [^\n]*: what is shown is added to [^\n]*\]\r\n$/,
+    );
+    expect(rest).toEqual([""]);
+  });
+
+  test("~l says in a line why there is no log, the session goes on, and what was begun is whole when it ends", async () => {
+    await using met = await meet();
+    await met.alice.sees(BANNER);
+    await met.alice.type(`\r~l${join(folder.path, "nowhere/a.log")}\r`);
+    await met.alice.sees(/\[fruit [^ ]+: ENOENT: no such file or directory[^\r\n]*\]\r\n/);
+    await met.alice.type("~l\x03");
+    await met.alice.sees(/\[fruit [^ ]+: no log\]\r\n/);
+    const file = join(folder.path, "whole.log");
+    await met.alice.type(`~l${file}\r`);
+    await met.alice.sees("what is shown is added to");
+    expect(statSync(file).mode & 0o777).toBe(0o600);
+    await met.session.say("the last words");
+    await met.alice.sees("the last words");
+    await met.alice.type("x\r~.");
+    expect(await met.alice.exited).toBe(0);
+    expect(met.session.heard.toString()).toBe("\rx\r");
+    expect(readFileSync(file, "utf8")).toMatch(/the last words\r\n\[fruit [^ ]+: left\]\r\n$/);
   });
 
   test("~p without an outlet says so", async () => {

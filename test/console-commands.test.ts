@@ -3,6 +3,7 @@ import { afterEach, beforeEach, expect, jest, test } from "bun:test";
 import * as v from "valibot";
 import type { Tier } from "../agent/commands.ts";
 import type { Channel, Message } from "../agent/console/channel.ts";
+import { listTable } from "../agent/console/show.ts";
 import { consoleBench, settle } from "./consoles.ts";
 
 beforeEach(() => {
@@ -106,6 +107,22 @@ test("an unknown console is refused with those that there are", async () => {
   );
 });
 
+test("the table shows how long each line was silent, and how much is kept and recorded, where that is known", () => {
+  const line = { v: 1, device: "/dev/ttyUSB0", baud: 9600, state: "up", writer: null, readers: 0 } as const;
+  const consoles = [
+    { ...line, name: "a", idle_seconds: 3720, kept_bytes: 262_144, record_bytes: 4_000_000, outlet: "1.0" },
+    { ...line, name: "b", kept_bytes: 0 },
+  ];
+  expect(listTable(consoles, 0)).toBe(
+    [
+      "NAME  DEVICE        BAUD  STATE  WRITER  READERS  SINCE  IDLE   KEPT    RECORD   OUTLET",
+      "a     /dev/ttyUSB0  9600  up     -       0        -      1h 2m  262144  4000000  1.0",
+      "b     /dev/ttyUSB0  9600  up     -       0        -      -      0       -        -",
+      "",
+    ].join("\n"),
+  );
+});
+
 test("list and who say how things are", async () => {
   const bench = consoleBench({ consoles: TWO });
   await bench.start();
@@ -117,10 +134,12 @@ test("list and who say how things are", async () => {
   await bench.pass(2000);
   expect((await bench.ask("console.list", {})).result).toMatchObject({
     consoles: [
-      { name: "rack1-a", state: "up", writer: "local:alice", readers: 1 },
-      { name: "rack1-b", state: "up", writer: null, readers: 0 },
+      { name: "rack1-a", state: "up", writer: "local:alice", readers: 1, idle_seconds: 2, kept_bytes: 5 },
+      { name: "rack1-b", state: "up", writer: null, readers: 0, kept_bytes: 0 },
     ],
   });
+  const [, silent] = ((await bench.ask("console.list", {})).result as { consoles: object[] }).consoles;
+  expect(silent).not.toHaveProperty("idle_seconds");
   expect((await bench.ask("console.who", {})).result).toEqual({
     attached: [
       {

@@ -313,6 +313,31 @@ test("a console is recorded from the agent's start, with who came and went, and 
   expect(statSync(dir).mode & 0o777).toBe(0o700);
 });
 
+test("list says how much is on the disk, what earlier runs left too; what is no file any more is not counted", async () => {
+  const dir = join(folder.path, "rec");
+  mkdirSync(dir);
+  writeFileSync(join(dir, "rack1-a.log"), "old\n");
+  writeFileSync(join(dir, "rack1-a.1.log"), "older\n");
+  writeFileSync(join(dir, "rack1-a.2.log"), "of a run that kept more files\n");
+  const record = { dir, files: 2, raw: true };
+  const bench = consoleBench({ consoles: { "rack1-a": { device: "/dev/ttyUSB0", record } } });
+  const listed = async () => (await bench.ask("console.list", {})).result;
+  expect(await listed()).toMatchObject({ consoles: [{ record_bytes: 10, kept_bytes: 0 }] });
+  await bench.start();
+  bench.line.say("x".repeat(5000));
+  await bench.pass(10);
+  const bytes = 6 + statSync(join(dir, "rack1-a.log")).size;
+  expect(bytes).toBeGreaterThan(5010);
+  expect(await listed()).toMatchObject({
+    consoles: [{ record_bytes: bytes, kept_bytes: 5000, idle_seconds: 0 }],
+  });
+  await bench.stop();
+  rmSync(dir, { recursive: true });
+  writeFileSync(dir, "");
+  const [line] = ((await listed()) as { consoles: object[] }).consoles;
+  expect(line).not.toHaveProperty("record_bytes");
+});
+
 test("without being asked to, nothing is written", async () => {
   const bench = consoleBench();
   await bench.start();

@@ -543,8 +543,8 @@ describe("at a real agent with simulated Pis", () => {
   test("list shows every line, as a table and for machines", async () => {
     const { exit, out } = await agent.cli("console", "list");
     expect(exit).toBe(0);
-    expect(out).toMatch(/^NAME +DEVICE +BAUD +STATE +WRITER +READERS +SINCE +OUTLET\n/);
-    expect(out).toMatch(/^rack1-a +sim:0\.0 +115200 +up +- +0 +\d+s +0\.0$/m);
+    expect(out).toMatch(/^NAME +DEVICE +BAUD +STATE +WRITER +READERS +SINCE +IDLE +KEPT +RECORD +OUTLET\n/);
+    expect(out).toMatch(/^rack1-a +sim:0\.0 +115200 +up +- +0 +\d+s +(\d+s|-) +\d+ +- +0\.0$/m);
     expect(await json("list")).toMatchObject({
       exit: 0,
       schema: "fruit.console.list/1",

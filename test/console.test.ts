@@ -719,7 +719,11 @@ test("a line whose driver hangs while it is opened is said to be gone, and up wh
     settings: { baud: 9600, data_bits: 8, parity: "none", stop_bits: 1, flow: "none" },
     hal: { openLine: () => opening.promise },
     kernelConsoles: [],
-    events: { bytes: () => undefined, up: () => told.push("up"), gone: (why) => told.push(why) },
+    events: {
+      bytes: () => undefined,
+      up: () => told.push("up"),
+      gone: (why) => told.push(why),
+    },
   });
   const stop = new AbortController();
   const kept = line.keep(stop.signal);

@@ -9,7 +9,13 @@ import { rfc2217 } from "../agent/console/rfc2217.ts";
 import { createConsoleService } from "../agent/console/service.ts";
 import { COM_PORT, escaped, subnegotiation } from "../agent/console/telnet.ts";
 import type { Lock } from "../agent/messages.ts";
-import { HalError, type LineEvents, type LineSettings, type SerialLine } from "../hal/ports.ts";
+import {
+  HalError,
+  type LineEvents,
+  type LineSettings,
+  type ModemLines,
+  type SerialLine,
+} from "../hal/ports.ts";
 import { freePort } from "./broker.ts";
 import { notation } from "./fakes.ts";
 import { until } from "./node.ts";
@@ -21,6 +27,8 @@ class FarSide implements SerialLine {
   readonly told: string[] = [];
   /** While it is set, nothing that is written gets through. */
   held: PromiseWithResolvers<void> | undefined;
+  /** What its driver says of the modem lines; by itself it cannot tell. */
+  modemLines?: () => Promise<ModemLines>;
   #events: LineEvents | undefined;
 
   open = async (_device: string, settings: LineSettings, events: LineEvents): Promise<SerialLine> => {
@@ -599,6 +607,92 @@ test("a line that is unplugged is a lost carrier, and the client stays", async (
   await program.hears(answered("6b bb"));
   here.line.say("back");
   await until("it reads on", () => program.received.toString() === "back");
+});
+
+test("the modem lines of a port that has them are told to a client, also when they change; of one that has none, that it is there", async () => {
+  const here = await listening();
+  const lines = { cts: true, dsr: false, dcd: false, ri: false };
+  let asked = 0;
+  let failing: HalError | undefined;
+  here.line.modemLines = async () => {
+    asked++;
+    if (failing) throw failing;
+    return lines;
+  };
+  const program = await Program.on(here.rfc2217);
+  program.socket.write(ask(0));
+  await program.hears(answered("6b 10"));
+  lines.dcd = true;
+  await program.hears(answered("6b 98"));
+  failing = new HalError("io", "not now");
+  program.socket.write(ask(7));
+  await program.hears(answered("6b 90"));
+  failing = new HalError("refused", "/dev/ttyUSB0: its driver refuses that (ENOTTY)");
+  here.line.unplug();
+  await program.hears(answered("6b 09"));
+  // It came back without any
+  await program.hears(answered("6b bb"));
+  const before = asked;
+  program.socket.write(ask(7));
+  await program.hears(answered("6b b0"));
+  expect(asked).toBe(before);
+});
+
+const MODEM = `
+import sys, time, serial
+port = serial.serial_for_url("rfc2217://127.0.0.1:%s?timeout=3" % sys.argv[1], baudrate=115200, timeout=5)
+def wait(*lines):
+    until = time.monotonic() + 10
+    while (port.cts, port.dsr, port.cd, port.ri) != lines:
+        assert time.monotonic() < until, (port.cts, port.dsr, port.cd, port.ri)
+        time.sleep(0.01)
+wait(False, True, False, True)
+port.write(b"off")
+wait(True, True, False, False)
+port.close()
+`;
+
+const modem = needsModule(
+  "pyserial sees the modem lines of a port that has them, and what becomes of them",
+  "serial",
+  "python3-serial",
+);
+test.skipIf(modem.isSkipped)(modem.title, async () => {
+  const here = await listening();
+  here.line.modemLines = async () => {
+    const isOff = here.line.heard.toString() === "off";
+    return { cts: isOff, dsr: true, dcd: false, ri: !isOff };
+  };
+  let asked = 0;
+  const { modemLines } = here.line;
+  here.line.modemLines = () => {
+    asked++;
+    return modemLines();
+  };
+  const { exit, err } = await python(MODEM, String(here.rfc2217));
+  expect({ exit, said: err.split("\n").slice(-3).join("\n") }).toMatchObject({ exit: 0 });
+  // Nobody looks any more
+  await attached(here, 0);
+  const before = asked;
+  await Bun.sleep(1500);
+  expect(asked).toBe(before);
+});
+
+test("a driver that does not answer is asked once by all, and nobody waits for it longer than a second", async () => {
+  const here = await listening();
+  const never = Promise.withResolvers<ModemLines>();
+  let asked = 0;
+  here.line.modemLines = () => {
+    asked++;
+    return never.promise;
+  };
+  const programs = [await Program.on(here.rfc2217), await Program.on(here.rfc2217)];
+  for (const { socket } of programs) socket.write(Buffer.concat([ask(7), ask(2, 0)]));
+  for (const program of programs) await program.hears(answered("66 08"));
+  for (const program of programs) await program.hears(answered("6b b0"));
+  for (const { socket } of programs) socket.write(ask(7));
+  for (const program of programs) await program.hears(answered("6b b0"));
+  expect(asked).toBe(1);
 });
 
 test("a client that asks and asks and never reads the answers takes no memory", async () => {

@@ -231,7 +231,7 @@ describe.each(PORTS)("published cases on $on:", ({ path: given }) => {
     test("#get gets modem line status from the port", async () => {
       await holding(path, async (port) => {
         const bits = expect.any(Boolean);
-        expect(await port.get()).toEqual({ cts: bits, dsr: bits, dcd: bits });
+        expect(await port.get()).toEqual({ cts: bits, dsr: bits, dcd: bits, ri: bits });
       });
     });
 });

@@ -6,6 +6,7 @@ import { pistackRs485 } from "../hal/pistack-rs485.ts";
 import type { Hal, PowerBus, SerialLink } from "../hal/ports.ts";
 import { openPower } from "../hal/power.ts";
 import { openSerialLink } from "../hal/serial.ts";
+import { openPort } from "../hal/serial-stream.ts";
 import { SimStack } from "../hal/sim/stack.ts";
 import { failure, seeded } from "./fakes.ts";
 import { until } from "./node.ts";
@@ -168,6 +169,28 @@ function recording(said: string[], atMs: number[]): BindingInterface {
     },
   };
 }
+
+test("the control lines that come in are asked of the driver, and a driver without them says so", async () => {
+  using pty = new Pty();
+  const events = { heard: () => undefined, gone: () => undefined };
+  const lines = { cts: true, dsr: false, dcd: true, ri: true };
+  const binding = recording([], []);
+  const open = async (options: never) => {
+    const port = await binding.open(options);
+    port.get = async () => lines;
+    return port;
+  };
+  const port = await openPort(pty.device, { baudRate: 9600 }, events, { ...binding, open });
+  expect(await port.get()).toEqual(lines);
+  await port.close();
+  expect((await failure(port.get())).code).toBe("io");
+  const real = await openPort(pty.device, { baudRate: 9600 }, events);
+  expect(await failure(real.get())).toMatchObject({
+    code: "refused",
+    message: expect.stringContaining("ENOTTY"),
+  });
+  await real.close();
+});
 
 test.each([
   ["high", "up", "down"],

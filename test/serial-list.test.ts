@@ -1,6 +1,7 @@
 import { expect, test } from "bun:test";
-import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
+import { shortenLatency } from "../hal/native/serial-latency.ts";
 import { listPorts } from "../hal/native/serial-list.ts";
 import { scratch } from "./node.ts";
 
@@ -67,6 +68,46 @@ test("the list names each port that is there, with its adapter and its place", a
     { ...nothing, path: "/dev/ttyS10" },
     { ...nothing, path: "/dev/ttyUSB0", locationId: "1-1.2:1.0", vendorId: "1a86", productId: "7523" },
   ]);
+});
+
+/** A kernel's tree with one adapter, whose latency timer says this; and its file. */
+function adapter(folder: ReturnType<typeof scratch>, timer: string | undefined): string {
+  const device = join(folder.path, "sys/bus/usb-serial/devices/ttyUSB3");
+  mkdirSync(device, { recursive: true });
+  mkdirSync(join(folder.path, "dev/serial/by-path"), { recursive: true });
+  writeFileSync(join(folder.path, "dev/ttyUSB3"), "");
+  symlinkSync("../../ttyUSB3", join(folder.path, "dev/serial/by-path/usb-0:2:1.0"));
+  const file = join(device, "latency_timer");
+  if (timer !== undefined) writeFileSync(file, timer);
+  return file;
+}
+
+test.each(["/dev/ttyUSB3", "/dev/serial/by-path/usb-0:2:1.0"])(
+  "the adapter behind %s hands on at once what came, where it can be told to",
+  async (device) => {
+    using folder = scratch();
+    const file = adapter(folder, "16\n");
+    await shortenLatency(device, folder.path);
+    expect(readFileSync(file, "utf8")).toBe("1");
+  },
+);
+
+test("an adapter that does so already is told nothing, and nothing is made where there is no such thing", async () => {
+  using folder = scratch();
+  const file = adapter(folder, undefined);
+  await shortenLatency("/dev/ttyUSB3", folder.path);
+  await shortenLatency("/dev/ttyS0", folder.path);
+  expect(existsSync(file)).toBe(false);
+  writeFileSync(file, "1\n");
+  const { mtimeNs } = statSync(file, { bigint: true });
+  await shortenLatency("/dev/ttyUSB3", folder.path);
+  expect(statSync(file, { bigint: true }).mtimeNs).toBe(mtimeNs);
+});
+
+test("a timer that cannot be set is left as it is", async () => {
+  using folder = scratch();
+  mkdirSync(adapter(folder, undefined));
+  await shortenLatency("/dev/ttyUSB3", folder.path);
 });
 
 test("a machine without serial ports has an empty list", async () => {

@@ -322,6 +322,32 @@ test("a port is closed after the calls in the other thread, never before", async
   expect(isOpen()).toBe(false);
 });
 
+test.each([
+  { bits: 0x020, on: "cts" },
+  { bits: 0x040, on: "dcd" },
+  { bits: 0x080, on: "ri" },
+  { bits: 0x100, on: "dsr" },
+  { bits: 0x006, on: "" },
+])(
+  "a driver that answers TIOCMGET with $bits says that '$on' is on, and nothing else",
+  async ({ bits, on }) => {
+    using pty = new Pty();
+    const file = openSync(pty.device, constants.O_RDWR | constants.O_NOCTTY | constants.O_NONBLOCK);
+    const port = new SerialPort(
+      file,
+      { ...COMPLETE, path: pty.device },
+      async (_kind, _file, request, into) => {
+        expect(request).toBe(0x5415);
+        (into as Uint32Array)[0] = bits;
+        return 0;
+      },
+    );
+    const lines = await port.get();
+    expect(Object.entries(lines).filter(([, isOn]) => isOn)).toEqual(on === "" ? [] : [[on, true]]);
+    await port.close();
+  },
+);
+
 test("a call that hangs in a driver holds up nobody who closes, and the file goes when it is back", async () => {
   using pty = new Pty();
   const { port, isOpen, answer } = withHeldCalls(pty);

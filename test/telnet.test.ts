@@ -1,7 +1,7 @@
-import { describe, expect, test } from "bun:test";
+import { afterEach, describe, expect, jest, onTestFinished, test } from "bun:test";
 import { ComPort } from "../agent/console/comport.ts";
 import { COM_PORT, escaped, subnegotiation, Telnet } from "../agent/console/telnet.ts";
-import type { LineSettings } from "../hal/ports.ts";
+import type { LineSettings, ModemLines } from "../hal/ports.ts";
 import { bytes, notation, seeded } from "./fakes.ts";
 
 /** Everything a telnet side heard, in order: bytes as they are, the rest in brackets. */
@@ -164,6 +164,12 @@ test("whatever is escaped comes out again, however it is cut", () => {
   }
 });
 
+/** Whether the line is there, and what it answers when it is asked for its modem lines. */
+interface LineState {
+  isUp: boolean;
+  modem?: () => Promise<ModemLines | undefined> | undefined;
+}
+
 /** A line that does what it is told, unless it is told by a reader. */
 function line(isWriter = true) {
   const settings: LineSettings = { baud: 115_200, data_bits: 8, parity: "none", stop_bits: 1, flow: "none" };
@@ -176,12 +182,13 @@ function line(isWriter = true) {
     how();
     return true;
   };
-  const state = { isUp: true };
+  const state: LineState = { isUp: true };
   const port = new ComPort(
     {
       settings: () => settings,
       lines: () => lines,
       isUp: () => state.isUp,
+      modemLines: () => state.modem?.(),
       change: async (asked) => void act(JSON.stringify(asked), () => Object.assign(settings, asked)),
       setLines: async (asked) => void act(JSON.stringify(asked), () => Object.assign(lines, asked)),
       sendBreak: async () => act("break", () => undefined),
@@ -286,6 +293,136 @@ test("a line that goes is a lost carrier, and one that returns a carrier", async
   to.state.isUp = true;
   to.port.tellState();
   expect(to.sent).toEqual(["ff fa 2c 6b 0b ff f0", "ff fa 2c 6b bb ff f0"]);
+});
+
+/** A line that says how its modem lines are: names of those that are on. */
+async function withModem(on: string, isBegun = true) {
+  const to = line();
+  const modem = { on, asked: 0, isDead: false };
+  to.state.modem = async () => {
+    modem.asked++;
+    if (modem.isDead) return undefined;
+    const isOn = (name: string) => modem.on.includes(name);
+    return { cts: isOn("cts"), dsr: isOn("dsr"), dcd: isOn("dcd"), ri: isOn("ri") };
+  };
+  const said = () => to.sent.splice(0).flatMap((data) => /^ff fa 2c 6b (.*) ff f0$/.exec(data)?.[1] ?? []);
+  jest.useFakeTimers();
+  onTestFinished(() => to.port.end());
+  if (isBegun) await to.port.obey(bytes("00"));
+  await turns();
+  return { ...to, modem, said };
+}
+
+/** Lets what has been answered be told. */
+async function turns(): Promise<void> {
+  for (let n = 0; n < 20; n++) await Promise.resolve();
+}
+
+async function passes(seconds: number): Promise<void> {
+  for (let tenth = 0; tenth < seconds * 10; tenth++) {
+    jest.advanceTimersByTime(100);
+    await turns();
+  }
+}
+
+afterEach(() => {
+  jest.useRealTimers();
+});
+
+// RFC 2217 §3, NOTIFY-MODEMSTATE
+test.each<{ before: string; state: string; after: string; told: string[] }>([
+  { before: "", state: "00", after: "cts", told: ["11"] },
+  { before: "cts dsr dcd", state: "b0", after: "cts dsr", told: ["38"] },
+  { before: "dsr", state: "20", after: "", told: ["02"] },
+  { before: "dsr", state: "20", after: "dsr dcd", told: ["a8"] },
+  { before: "cts", state: "10", after: "cts ri", told: ["50"] },
+  { before: "cts ri", state: "50", after: "cts", told: ["14"] },
+  { before: "cts", state: "10", after: "cts", told: [] },
+])("modem lines '$before' are told as $state, and within a second that they became '$after'", async (row) => {
+  const to = await withModem(row.before);
+  expect(to.said()).toEqual([row.state]);
+  to.modem.on = row.after;
+  await passes(1.1);
+  expect(to.said()).toEqual(row.told);
+  await passes(5);
+  expect(to.said()).toEqual([]);
+  expect(to.modem.asked).toBe(7);
+  await to.port.obey(bytes("07"));
+  await turns();
+  expect(to.said()).toEqual([
+    (Number.parseInt(row.told[0] ?? row.state, 16) & 0xf0).toString(16).padStart(2, "0"),
+  ]);
+});
+
+test("only what a client has masked in is told, and with nothing masked in nobody looks", async () => {
+  const to = await withModem("cts dsr");
+  await to.port.obey(bytes("0b 80"));
+  expect(to.said()).toEqual(["30"]);
+  to.modem.on = "dsr";
+  await passes(2);
+  expect(to.said()).toEqual([]);
+  to.modem.on = "dsr dcd";
+  await passes(1);
+  expect(to.said()).toEqual(["80"]);
+  await to.port.obey(bytes("0b 00"));
+  to.sent.splice(0);
+  const { asked } = to.modem;
+  to.modem.on = "";
+  await passes(10);
+  expect([to.said(), to.modem.asked]).toEqual([[], asked]);
+});
+
+test("nobody looks for a client that does not speak RFC 2217, nor for one that has left", async () => {
+  const to = await withModem("cts", false);
+  await passes(10);
+  expect(to.modem.asked).toBe(0);
+  await to.port.obey(bytes("00"));
+  await passes(2.5);
+  expect(to.modem.asked).toBe(3);
+  to.port.end();
+  to.modem.on = "";
+  await passes(10);
+  expect([to.modem.asked, to.said()]).toEqual([3, ["10"]]);
+});
+
+test("a line whose driver does not answer counts as ready, or as it last was, and one that goes has lost all", async () => {
+  const to = await withModem("", false);
+  to.modem.isDead = true;
+  await to.port.obey(bytes("00"));
+  await turns();
+  expect(to.said()).toEqual(["b0"]);
+  to.modem.isDead = false;
+  to.modem.on = "dcd";
+  await passes(1.1);
+  expect(to.said()).toEqual(["83"]);
+  to.modem.isDead = true;
+  await passes(3);
+  expect(to.said()).toEqual([]);
+  to.state.isUp = false;
+  to.port.tellState();
+  expect(to.said()).toEqual(["08"]);
+  to.modem.isDead = false;
+  to.modem.on = "cts";
+  to.state.isUp = true;
+  to.port.tellState();
+  await turns();
+  expect(to.said()).toEqual(["11"]);
+});
+
+test("who asks for the modem state again and again before it is known is told once", async () => {
+  const to = await withModem("cts");
+  to.sent.splice(0);
+  const held = Promise.withResolvers<undefined>();
+  let asked = 0;
+  to.state.modem = () => {
+    asked++;
+    return held.promise;
+  };
+  for (let n = 0; n < 100; n++) await to.port.obey(bytes("07"));
+  expect(asked).toBe(1);
+  held.resolve(undefined);
+  await turns();
+  expect(to.said()).toEqual(["10"]);
 });
 
 test("skipped bytes are an overrun for those who want to know, and nothing for the others", async () => {

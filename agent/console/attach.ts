@@ -6,16 +6,16 @@
  * - Nothing typed is lost in silence: what cannot be sent is said.
  */
 import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
-import type { ConsoleState } from "../messages.ts";
 import { person } from "../power/show.ts";
 import { type CliVerb, EXIT, type Exit, type Keyboard, keyboardOf } from "../terminal.ts";
 import type { Ask } from "./channel.ts";
 import { Escapes, escapeWord, type Key, keysHelp, Question } from "./keys.ts";
+import { LogFile } from "./logfile.ts";
 import { powerMenu } from "./menu.ts";
 import type { WhoLine } from "./openings.ts";
 import { type Item, REPLAY } from "./port.ts";
-import { type MarkPlace, Screen } from "./screen.ts";
-import { banner, whoTable } from "./show.ts";
+import { placeOfMarks, Screen } from "./screen.ts";
+import { banner, goneWords, whoTable } from "./show.ts";
 import { TAKEN_MS, Visit } from "./visit.ts";
 
 /** Typed and not taken yet: past that the keyboard waits. Until then `~.` is heard however slow the line is. */
@@ -53,10 +53,14 @@ export async function attachTo(context: Context, name: string, flags: AttachFlag
   );
   // Before anything is shown: what comes now is not to be changed by the terminal
   await using raw = keyboard.isTerminal ? await keyboard.raw() : undefined;
+  const log = new LogFile(name, (why) => screen.notice(why));
   const screen = new Screen({
-    show: keyboard.show,
+    show: (bytes) => {
+      log.add(bytes);
+      return keyboard.show(bytes);
+    },
     aside: (text) => io.err(raw ? text : text.replaceAll("\r\n", "\n")),
-    marks: placeOfMarks(flags, io.isTerminal),
+    marks: placeOfMarks(flags.isBare, io.isTerminal),
     isStamped: flags.isStamped,
   });
   let isGreeted = false;
@@ -75,19 +79,15 @@ export async function attachTo(context: Context, name: string, flags: AttachFlag
     },
     signal: io.signal,
   });
-  const guest = new Person({ context, flags, keyboard, screen, visit });
+  const guest = new Person({ context, flags, keyboard, screen, visit, log });
   try {
     await visit.begin();
     return await guest.stay();
   } finally {
     screen.end();
+    log.end();
     await visit.leave();
   }
-}
-
-function placeOfMarks({ isBare }: AttachFlags, isTerminal: boolean): MarkPlace {
-  if (isBare) return "nowhere";
-  return isTerminal ? "inline" : "aside";
 }
 
 /** Who sits there. */
@@ -97,6 +97,7 @@ class Person {
   readonly #keyboard: Keyboard;
   readonly #screen: Screen;
   readonly #visit: Visit;
+  readonly #log: LogFile;
   readonly #left = Promise.withResolvers<undefined>();
   readonly #escapes: Escapes;
   #question: Question | undefined;
@@ -110,12 +111,14 @@ class Person {
     keyboard: Keyboard;
     screen: Screen;
     visit: Visit;
+    log: LogFile;
   }) {
     this.#context = means.context;
     this.#flags = means.flags;
     this.#keyboard = means.keyboard;
     this.#screen = means.screen;
     this.#visit = means.visit;
+    this.#log = means.log;
     this.#escapes = new Escapes(this.#escape);
   }
 
@@ -242,6 +245,9 @@ class Person {
         if (reason !== undefined) await this.#askInTurn({ do: "takeover", reason });
         return;
       }
+      case "l":
+        this.#screen.notice(await this.#log.toggle((question) => this.#ask(question, false)));
+        return;
       case "p":
         return this.#power(view?.outlet);
     }
@@ -289,8 +295,4 @@ class Person {
     if (this.#keyboard.isTerminal) this.#screen.notice("left");
     return EXIT.done;
   }
-}
-
-function goneWords(view: ConsoleState | undefined): string | undefined {
-  return view?.state === "gone" ? `the line is gone${view.error ? ` (${view.error})` : ""}` : undefined;
 }

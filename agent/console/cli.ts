@@ -1,7 +1,6 @@
 /** What a technician types about consoles. */
 import { parseArgs } from "node:util";
 import type { LineSettings } from "../../hal/ports.ts";
-import type { ConsoleState } from "../messages.ts";
 import { print } from "../power/answer.ts";
 import { present } from "../power/fields.ts";
 import { type CliVerb, counted, type Exit, UsageError } from "../terminal.ts";
@@ -9,6 +8,7 @@ import { attachTo } from "./attach.ts";
 import { parseEscape } from "./keys.ts";
 import { linesOf, log, oneConsole } from "./log.ts";
 import type { WhoLine } from "./openings.ts";
+import type { ListLine } from "./port.ts";
 import { send } from "./send.ts";
 import { listTable, whoTable } from "./show.ts";
 
@@ -51,7 +51,7 @@ async function list(context: Context): Promise<Exit> {
   parseArgs({ args: context.args });
   const answer = await context.send("console.list", {});
   return print(context, "console.list", answer, () =>
-    listTable((answer.result as { consoles: ConsoleState[] }).consoles, Date.now()),
+    listTable((answer.result as { consoles: ListLine[] }).consoles, Date.now()),
   );
 }
 
@@ -133,7 +133,12 @@ export const CONSOLE_VERBS: readonly CliVerb[] = (
       "attaches: you type on the line and see what it says; Enter ~? shows the keys, Enter ~. leaves",
       attach,
     ],
-    ["console list", "", "the consoles, whether their lines are there, and who writes", list],
+    [
+      "console list",
+      "",
+      "the consoles, whether their lines are there, who writes, how long they have been silent, and how much is kept and recorded",
+      list,
+    ],
     ["console who", "[NAME]", "who is attached, since when, and what they have typed and seen", who],
     [
       "console log",

@@ -41,14 +41,15 @@ export function consoleCommands(consoles: ReadonlyMap<string, SerialConsole>, op
   return [
     command({
       verb: "console.list",
-      summary: "Lists the consoles, whether their lines are there, and who writes",
+      summary:
+        "Lists the consoles, whether their lines are there, who writes, and how long they have been silent",
       tier: 0,
       role: "read",
       broadcast: true,
       args: v.strictObject({}),
       run: async () => ({
         state: "done",
-        result: { consoles: [...consoles.values()].map(({ state }) => state) },
+        result: { consoles: await Promise.all([...consoles.values()].map((console) => console.listLine())) },
       }),
     }),
     command({

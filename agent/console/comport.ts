@@ -5,7 +5,8 @@
  * - Every request is answered, and with what is in force then: also a value the line cannot have, and one from somebody who only reads.
  * - What is in force already is not set again.
  */
-import type { LineSettings } from "../../hal/ports.ts";
+import type { LineSettings, ModemLines } from "../../hal/ports.ts";
+import { ModemState } from "./modem.ts";
 import { COM_PORT, subnegotiation } from "./telnet.ts";
 
 /** Client codes; the server's answers and notifications are 100 higher (RFC 2217 §2). */
@@ -28,9 +29,6 @@ const SERVER = 100;
 
 /** NOTIFY-LINESTATE: bytes were lost. */
 const OVERRUN = 0x02;
-/** NOTIFY-MODEMSTATE: CTS, DSR and carrier detect, and that they changed. */
-const READY = 0xb0;
-const READY_CHANGED = 0x0b;
 
 /** In the order of the RFC's values, from 1. */
 const PARITIES = ["none", "odd", "even"] as const;
@@ -50,6 +48,8 @@ export interface ComPortLine {
   /** DTR and RTS as they were last set. */
   lines(): Readonly<{ dtr: boolean; rts: boolean }>;
   isUp(): boolean;
+  /** As `Console.modemLines`. */
+  modemLines(): Promise<ModemLines | undefined> | undefined;
   change(settings: Partial<LineSettings>): Promise<unknown>;
   setLines(lines: { dtr?: boolean; rts?: boolean }): Promise<void>;
   /** False where it was refused. */
@@ -65,25 +65,26 @@ export class ComPort {
   readonly #signature: string;
   /** The client speaks RFC 2217; a plain telnet is told nothing that it would not understand. */
   #isSpoken = false;
-  // As RFC 2217 §3 wants them at the start
+  // As RFC 2217 §3 wants it at the start
   #lineStateMask = 0;
-  #modemStateMask = 255;
-  #wasUp: boolean;
+  readonly #modem: ModemState;
 
   constructor(line: ComPortLine, signature: string) {
     this.#line = line;
     this.#signature = signature;
-    this.#wasUp = line.isUp();
+    this.#modem = new ModemState({
+      isUp: () => line.isUp(),
+      modemLines: () => line.modemLines(),
+      tell: (state) => this.#answer(CODE.modemState, [state]),
+    });
   }
 
   /** Obeys and answers one request: the body of a COM-PORT-OPTION subnegotiation. Resolves when it was answered. */
   async obey(body: Uint8Array): Promise<void> {
     const [code, ...value] = body;
     if (code === undefined) return;
-    if (!this.#isSpoken) {
-      this.#isSpoken = true;
-      this.#tellModemState(0);
-    }
+    this.#isSpoken = true;
+    this.#modem.begin();
     await this.#requests[code]?.(value);
   }
 
@@ -93,22 +94,20 @@ export class ComPort {
     return code >= CODE.baud && code <= CODE.control;
   }
 
-  /** Tells that the line came or went. Our lines cannot be asked for their modem signals, so a line that is there counts as ready. */
+  /** Tells that the line came or went. */
   tellState(): void {
-    if (this.#line.isUp() === this.#wasUp) return;
-    this.#wasUp = !this.#wasUp;
-    this.#tellModemState(READY_CHANGED);
+    this.#modem.lineChanged();
+  }
+
+  /** The client has left. */
+  end(): void {
+    this.#modem.end();
   }
 
   /** Tells that bytes were left out, which must not be said among the bytes. */
   tellSkipped(): void {
     const state = OVERRUN & this.#lineStateMask;
     if (this.#isSpoken && state !== 0) this.#answer(CODE.lineState, [state]);
-  }
-
-  #tellModemState(changed: number): void {
-    const state = ((this.#line.isUp() ? READY : 0) | changed) & this.#modemStateMask;
-    if (this.#isSpoken) this.#answer(CODE.modemState, [state]);
   }
 
   readonly #requests: Record<number, (value: number[]) => void | Promise<void>> = {
@@ -137,7 +136,7 @@ export class ComPort {
       this.#answer(CODE.stopBits, [this.#line.settings().stop_bits]);
     },
     [CODE.control]: async ([value = 0]) => this.#answer(CODE.control, [await this.#control(value)]),
-    [CODE.modemState]: () => this.#tellModemState(0),
+    [CODE.modemState]: () => this.#modem.ask(),
     [CODE.suspend]: () => this.#line.suspend(true),
     [CODE.resume]: () => this.#line.suspend(false),
     [CODE.lineStateMask]: ([mask = 0]) => {
@@ -145,7 +144,7 @@ export class ComPort {
       this.#answer(CODE.lineStateMask, [mask]);
     },
     [CODE.modemStateMask]: ([mask = 0]) => {
-      this.#modemStateMask = mask;
+      this.#modem.mask = mask;
       this.#answer(CODE.modemStateMask, [mask]);
     },
     // Nothing is kept for one client that could be thrown away for it alone.

@@ -6,16 +6,16 @@
  * - At most one writes. While somebody else has locked its outlet, nobody but the lock's owner does.
  * - What is typed is written down nowhere; that somebody was there is.
  */
-import type { LineSettings, OutletId } from "../../hal/ports.ts";
+import type { LineSettings, ModemLines, OutletId } from "../../hal/ports.ts";
 import { clip, Refusal } from "../commands.ts";
 import type { ConsoleState } from "../messages.ts";
 import { person } from "../power/show.ts";
 import { FailureLimit } from "../sign/limit.ts";
 import { counted, printable } from "../terminal.ts";
 import { attachmentOf } from "./attachment.ts";
-import { inWords, KeptLine } from "./line.ts";
+import { inWords, KeptLine, signalWords } from "./line.ts";
 import { Paced } from "./paced.ts";
-import type { Attached, Attachment, AttachOptions, Console, Mark, Signals } from "./port.ts";
+import type { Attached, Attachment, AttachOptions, Console, ListLine, Mark, Signals } from "./port.ts";
 import { Reader } from "./readers.ts";
 import { Recording } from "./record.ts";
 import { Ring } from "./ring.ts";
@@ -58,6 +58,8 @@ export class SerialConsole implements Console {
   #since = Date.now();
   #error: string | undefined;
   #received = 0;
+  /** `performance.now()` */
+  #heardAt: number | undefined;
   #sent = 0;
   /** By readers who have left. */
   #skipped = 0;
@@ -112,12 +114,28 @@ export class SerialConsole implements Console {
     };
   }
 
+  /** As `console.list` tells of it. */
+  async listLine(): Promise<ListLine> {
+    const recorded = await this.#recording?.bytes();
+    const heardAt = this.#heardAt;
+    return {
+      ...this.state,
+      ...(heardAt === undefined ? {} : { idle_seconds: Math.round((performance.now() - heardAt) / 1000) }),
+      kept_bytes: this.ring.end - this.ring.start,
+      ...(recorded === undefined ? {} : { record_bytes: recorded }),
+    };
+  }
+
   get settings(): Readonly<LineSettings> {
     return this.#line.settings;
   }
 
   get signals(): Readonly<Signals> {
     return this.#line.signals;
+  }
+
+  modemLines(): Promise<ModemLines | undefined> | undefined {
+    return this.#line.modemLines();
   }
 
   get attached(): readonly Attached[] {
@@ -274,6 +292,7 @@ export class SerialConsole implements Console {
 
   #heard(chunk: Uint8Array): void {
     this.#received += chunk.length;
+    this.#heardAt = performance.now();
     this.ring.push(chunk, Date.now());
     this.#wake();
   }
@@ -359,10 +378,6 @@ export class SerialConsole implements Console {
     for (const reader of this.#readers) reader.viewChanged();
     this.#told.changed();
   }
-}
-
-function signalWords({ dtr, rts }: Signals): string {
-  return `DTR ${dtr ? "on" : "off"}, RTS ${rts ? "on" : "off"}`;
 }
 
 /** `3 (local:bob, socket), 5 (local:bob, mqtt)`. */

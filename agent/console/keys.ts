@@ -15,6 +15,7 @@ export const KEYS = {
   d: "only read from now on",
   r: "show the last lines again",
   t: "time stamps on or off",
+  l: "log what is shown to a file, or no more",
   p: "power of this console's outlet",
 } as const;
 export type Key = keyof typeof KEYS;

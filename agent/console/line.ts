@@ -8,7 +8,8 @@
  */
 import { realpath } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Hal, HalError, type LineSettings, type SerialLine } from "../../hal/ports.ts";
+import { within } from "../../hal/limit.ts";
+import { type Hal, HalError, type LineSettings, type ModemLines, type SerialLine } from "../../hal/ports.ts";
 import { reasonOf } from "../record/lines.ts";
 import type { Signals } from "./port.ts";
 
@@ -20,6 +21,8 @@ const STEADY_MS = 30_000;
 const CLOSE_MS = 500;
 /** A driver that has not opened a line by then hangs; it is still waited for. */
 const OPEN_MS = 10_000;
+/** Somebody waits to be told the modem lines: a driver that says nothing until then is not waited for. */
+const MODEM_MS = 1000;
 
 /** What is told of the line. */
 interface KeptEvents {
@@ -45,6 +48,10 @@ export class KeptLine {
   #settings: LineSettings;
   #signals: Signals = { dtr: true, rts: true };
   #line: SerialLine | undefined;
+  /** Its driver has said that it has no modem lines. */
+  #isMute = false;
+  /** Whoever asks for the modem lines meanwhile gets the same answer. */
+  #asked: Promise<ModemLines> | undefined;
   #why = "it was not opened yet";
 
   constructor(options: KeptOptions) {
@@ -77,6 +84,20 @@ export class KeptLine {
   async setSignals(signals: Partial<Signals>): Promise<void> {
     await this.open.setLines(signals);
     this.#signals = { ...this.#signals, ...signals };
+  }
+
+  /** How the far side holds its control lines now, or undefined when the driver does not say; undefined at once where nobody can tell. */
+  modemLines(): Promise<ModemLines | undefined> | undefined {
+    const line = this.#line;
+    if (!line?.modemLines || this.#isMute) return undefined;
+    this.#asked ??= line.modemLines().finally(() => {
+      this.#asked = undefined;
+    });
+    const late = () => new HalError("timeout", `${this.#options.device}: its driver does not answer`);
+    return within(MODEM_MS, this.#asked, late).catch((error) => {
+      if (error instanceof HalError && error.code === "refused" && line === this.#line) this.#isMute = true;
+      return undefined;
+    });
   }
 
   /** Keeps the line open until the signal aborts. */
@@ -139,6 +160,7 @@ export class KeptLine {
         const { dtr, rts } = this.#signals;
         if (!(dtr && rts)) await line.setLines({ ...this.#signals });
         this.#line = line;
+        this.#isMute = false;
         events.up();
       }
       return (await over.promise)?.message ?? "the agent stops";
@@ -161,4 +183,9 @@ const PARITY = { none: "N", even: "E", odd: "O" } as const;
 /** `115200 8N1`, with the flow control where there is any. */
 export function inWords({ baud, data_bits, parity, stop_bits, flow }: LineSettings): string {
   return `${baud} ${data_bits}${PARITY[parity]}${stop_bits}${flow === "none" ? "" : ` ${flow}`}`;
+}
+
+/** `DTR on, RTS off`. */
+export function signalWords({ dtr, rts }: Signals): string {
+  return `DTR ${dtr ? "on" : "off"}, RTS ${rts ? "on" : "off"}`;
 }

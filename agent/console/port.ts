@@ -5,7 +5,7 @@
  * - One writer, many readers; nobody slow holds up the line, the ring or another reader.
  * - A mark is told to readers and written to the record; it never goes into the line.
  */
-import type { LineSettings, OutletId } from "../../hal/ports.ts";
+import type { LineSettings, ModemLines, OutletId } from "../../hal/ports.ts";
 import type { ConsoleState } from "../messages.ts";
 
 /** Something that happened beside the bytes; shown as `[fruit 2026-11-23T07:00:00Z: TEXT]` on a line of its own. */
@@ -41,6 +41,16 @@ export interface Attached {
   /** What they typed, and what they were shown. */
   bytesIn: number;
   bytesOut: number;
+}
+
+/** What `console.list` says of one console. */
+export interface ListLine extends ConsoleState {
+  /** Seconds since it last said anything; absent where it has not since the agent's start. */
+  idle_seconds?: number;
+  /** Bytes in memory that can be replayed. */
+  kept_bytes: number;
+  /** Bytes of its recording's files, those of earlier runs too; absent without one, and where the disk does not answer. */
+  record_bytes?: number;
 }
 
 /** What a reader is given, in order: first what is replayed, then a view, then what happens. */
@@ -113,6 +123,8 @@ export interface Console {
   readonly settings: Readonly<LineSettings>;
   readonly signals: Readonly<Signals>;
   readonly attached: readonly Attached[];
+  /** How the far side holds its control lines now, or undefined when the driver does not say; undefined at once where nobody can tell. */
+  modemLines(): Promise<ModemLines | undefined> | undefined;
   /** Throws `Refusal` busy when too many are attached. */
   attach(options: AttachOptions): Attachment;
 }

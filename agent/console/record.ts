@@ -15,6 +15,7 @@
 import { appendFile, mkdir, open, rename, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { within } from "../../hal/limit.ts";
 import type { Config } from "../config.ts";
 import type { RaiseAlarm } from "../messages.ts";
 import { reasonOf } from "../record/lines.ts";
@@ -30,6 +31,8 @@ const QUIET_MS = 60_000;
 const ROUND_BYTES = 65_536;
 /** A disk that hangs must not hold up the agent's end. */
 const LAST_MS = 300;
+/** Nor who asks how much there is. */
+const SIZE_MS = 1000;
 const NEWLINE = 10;
 
 /** How a recording is made. */
@@ -64,7 +67,7 @@ export class Recording {
 
   constructor(options: RecordOptions) {
     this.#options = options;
-    this.#path = join(options.config.dir, `${options.name}.log`);
+    this.#path = this.#nth(0);
     this.#cursor = new Cursor(options.ring, options.ring.end, RING_BYTES);
     this.#append = options.append ?? ((path, bytes) => appendFile(path, bytes, { mode: 0o600 }));
   }
@@ -88,6 +91,15 @@ export class Recording {
   /** Resolves when nothing is being written. */
   async idle(): Promise<void> {
     while (this.#writing !== undefined) await this.#writing;
+  }
+
+  /** Bytes in its files; undefined where the disk does not say. */
+  async bytes(): Promise<number | undefined> {
+    const numbers = Array.from({ length: this.#options.config.files }, (_, n) => n);
+    const sizes = Promise.all(numbers.map((n) => sizeOf(this.#nth(n))));
+    const late = () => new Error("the disk does not answer");
+    const known = await within(SIZE_MS, sizes, late).catch(() => undefined);
+    return known?.reduce((sum, size) => sum + size, 0);
   }
 
   /** Writes what waits and ends. */
@@ -200,10 +212,7 @@ export class Recording {
   /** Finds out what there is, after a start and after trouble. Resolves with what ends a line that a killed agent left open. */
   async #resume(): Promise<string> {
     await mkdir(this.#options.config.dir, { recursive: true, mode: 0o700 });
-    const size = await stat(this.#path).then(
-      (found) => found.size,
-      () => 0,
-    );
+    const size = await sizeOf(this.#path).catch(() => 0);
     const isEnded = size === 0 || this.#options.config.raw || (await this.#isEnded(size));
     this.#size = size;
     return isEnded ? "" : "\n";
@@ -220,14 +229,28 @@ export class Recording {
   }
 
   async #rotate(): Promise<void> {
-    const { dir, files } = this.#options.config;
-    const nth = (n: number) => join(dir, `${this.#options.name}${n === 0 ? "" : `.${n}`}.log`);
+    const { files } = this.#options.config;
     for (let n = files - 1; n > 0; n--)
-      await rename(nth(n - 1), nth(n)).catch((error: NodeJS.ErrnoException) => {
+      await rename(this.#nth(n - 1), this.#nth(n)).catch((error: NodeJS.ErrnoException) => {
         if (error.code !== "ENOENT") throw error;
       });
-    if (files === 1) await truncate(nth(0), 0);
+    if (files === 1) await truncate(this.#path, 0);
     this.#size = 0;
+  }
+
+  /** The newest file is the 0th. */
+  #nth(n: number): string {
+    return join(this.#options.config.dir, `${this.#options.name}${n === 0 ? "" : `.${n}`}.log`);
+  }
+}
+
+/** Bytes in a file, none where there is none. */
+async function sizeOf(path: string): Promise<number> {
+  try {
+    return (await stat(path)).size;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return 0;
+    throw error;
   }
 }
 

@@ -25,6 +25,7 @@ export function rfc2217(client: Client, console: Console): Speech {
       settings: () => console.settings,
       lines: () => console.signals,
       isUp: () => console.state.state === "up",
+      modemLines: () => console.modemLines(),
       change: (settings) => client.try((attachment) => attachment.change(settings)),
       setLines: async (lines) => {
         await client.try((attachment) => attachment.setLines(lines));
@@ -58,6 +59,9 @@ export function rfc2217(client: Client, console: Console): Speech {
       } else if (item.kind === "view") port.tellState();
       else if (item.mark.kind === "skipped") port.tellSkipped();
     },
-    end: resume,
+    end: () => {
+      resume();
+      port.end();
+    },
   };
 }

@@ -24,6 +24,12 @@ const CR = 13;
 /** How marks are shown: between the bytes, apart from them, or not at all. */
 export type MarkPlace = "inline" | "aside" | "nowhere";
 
+/** Where marks belong: not among bytes that a program reads. */
+export function placeOfMarks(isBare: boolean, isTerminal: boolean): MarkPlace {
+  if (isBare) return "nowhere";
+  return isTerminal ? "inline" : "aside";
+}
+
 /** The screen, or the file that takes its place. */
 export class Screen {
   /** Lines begin with the local time at which they did. */

@@ -4,23 +4,27 @@ import { person } from "../power/show.ts";
 import { counted, lasting, printable, table } from "../terminal.ts";
 import { escapeWord } from "./keys.ts";
 import type { WhoLine } from "./openings.ts";
+import type { ListLine } from "./port.ts";
 
-const LIST = "NAME DEVICE BAUD STATE WRITER READERS SINCE OUTLET".split(" ");
+const LIST = "NAME DEVICE BAUD STATE WRITER READERS SINCE IDLE KEPT RECORD OUTLET".split(" ");
 const WHO = "CONSOLE NO WHO DOOR MAY SINCE IDLE IN OUT".split(" ");
 
 /** The table of consoles, with the reason behind each line that is gone. */
-export function listTable(consoles: readonly ConsoleState[], now: number): string {
+export function listTable(consoles: readonly ListLine[], now: number): string {
   if (consoles.length === 0) return "no consoles\n";
-  const rows = consoles.map(({ name, device, baud, state, writer, readers, since, outlet, error }) => [
-    name,
-    device,
-    String(baud),
-    state,
-    writer === null ? "-" : person(writer),
-    String(readers),
-    ago(since, now),
-    outlet ?? "-",
-    ...(error ? [printable(error)] : []),
+  const rows = consoles.map((line) => [
+    line.name,
+    line.device,
+    String(line.baud),
+    line.state,
+    line.writer === null ? "-" : person(line.writer),
+    String(line.readers),
+    ago(line.since, now),
+    idle(line),
+    String(line.kept_bytes ?? "-"),
+    String(line.record_bytes ?? "-"),
+    line.outlet ?? "-",
+    ...(line.error ? [printable(line.error)] : []),
   ]);
   return table([LIST, ...rows]);
 }
@@ -28,20 +32,22 @@ export function listTable(consoles: readonly ConsoleState[], now: number): strin
 /** The table of those who are attached. */
 export function whoTable(attached: readonly WhoLine[], now: number): string {
   if (attached.length === 0) return "nobody\n";
-  const rows = attached.map(
-    ({ console, number, who, door, writes, since, idle_seconds, bytes_in, bytes_out }) => [
-      console,
-      String(number ?? "-"),
-      printable(person(who)),
-      door,
-      writes ? "write" : "read",
-      ago(since, now),
-      idle_seconds === undefined ? "-" : lasting(idle_seconds),
-      String(bytes_in),
-      String(bytes_out),
-    ],
-  );
+  const rows = attached.map((line) => [
+    line.console,
+    String(line.number ?? "-"),
+    printable(person(line.who)),
+    line.door,
+    line.writes ? "write" : "read",
+    ago(line.since, now),
+    idle(line),
+    String(line.bytes_in),
+    String(line.bytes_out),
+  ]);
   return table([WHO, ...rows]);
+}
+
+function idle({ idle_seconds }: { idle_seconds?: number }): string {
+  return idle_seconds === undefined ? "-" : lasting(idle_seconds);
 }
 
 function ago(since: string | undefined, now: number): string {
@@ -77,4 +83,9 @@ function ways(character: number | undefined, isThroughSsh: boolean): string[] {
   const word = escapeWord(character);
   const leave = isThroughSsh && word === "~" ? "~~. through ssh" : `${word}.`;
   return [`Enter ${leave} leaves, ${word}? helps`];
+}
+
+/** Why nothing can be typed there now, if the line is the reason. */
+export function goneWords(view: ConsoleState | undefined): string | undefined {
+  return view?.state === "gone" ? `the line is gone${view.error ? ` (${view.error})` : ""}` : undefined;
 }

@@ -125,10 +125,12 @@ export class SerialPort implements BindingPortInterface {
     if (bits !== before) await this.#aside(REQUEST.setLines, Uint32Array.of(bits));
   }
 
-  async get(): Promise<PortStatus> {
+  /** With RI, which node-serialport's own does not tell. */
+  async get(): Promise<PortStatus & { ri: boolean }> {
     this.#opened();
     const bits = await this.#lines();
-    return { cts: (bits & LINE.cts) !== 0, dsr: (bits & LINE.dsr) !== 0, dcd: (bits & LINE.dcd) !== 0 };
+    const isOn = (bit: number) => (bits & bit) !== 0;
+    return { cts: isOn(LINE.cts), dsr: isOn(LINE.dsr), dcd: isOn(LINE.dcd), ri: isOn(LINE.ri) };
   }
 
   async getBaudRate(): Promise<{ baudRate: number }> {

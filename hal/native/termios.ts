@@ -25,7 +25,7 @@ export const REQUEST = {
 export const FLUSH = { input: 0, output: 1, both: 2 } as const;
 
 /** Bits of `REQUEST.getLines`. */
-export const LINE = { dtr: 0x002, rts: 0x004, cts: 0x020, dcd: 0x040, dsr: 0x100 } as const;
+export const LINE = { dtr: 0x002, rts: 0x004, cts: 0x020, dcd: 0x040, ri: 0x080, dsr: 0x100 } as const;
 
 /** Bit of `REQUEST.shiftRegister`: the last bit has left. */
 export const SHIFTED_OUT = 1;

@@ -59,6 +59,11 @@ describe.skipIf(missing !== undefined)(
         });
         await until("on", async () => (await agent.supplies()) === "on on", LIMITS.event);
         await until("the console is up", async () => (await consoleState(agent)) === "up", LIMITS.event);
+        // A bus waits for each answer; a console does not
+        const timer = (port: string) =>
+          machine.output(`cat /sys/bus/usb-serial/devices/${port}/latency_timer`);
+        expect(await timer("ttyUSB0")).toBe("1\n");
+        expect(await timer("ttyUSB1")).not.toBe("1\n");
 
         await first.unplug();
         await until("unknown", async () => (await agent.supplies()) === "unknown unknown", LIMITS.event);
