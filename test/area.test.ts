@@ -16,7 +16,7 @@ import { seeded } from "./fakes.ts";
 import { mutated } from "./mutations.ts";
 import { BOARD, inMemory, makePayload, squashfs } from "./releases.ts";
 
-const ROUNDS = Number(process.env.FRUIT_FUZZ ?? 20_000);
+const ROUNDS = Number(process.env.FRUIT_FUZZ ?? 5_000);
 const { payload, area, headerAt } = makePayload();
 const header = encodeArea(area);
 

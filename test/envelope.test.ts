@@ -20,7 +20,7 @@ import { FailureLimit } from "../agent/sign/limit.ts";
 import { parseSigners } from "../agent/sign/signers.ts";
 import { seeded } from "./fakes.ts";
 
-const ROUNDS = Number(process.env.FRUIT_FUZZ ?? 20_000);
+const ROUNDS = Number(process.env.FRUIT_FUZZ ?? 5_000);
 const NOW = 1_800_000_000;
 const dir = mkdtempSync(join(tmpdir(), "fruit-envelope-"));
 afterAll(() => rmSync(dir, { recursive: true, force: true }));

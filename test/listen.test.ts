@@ -706,7 +706,7 @@ test("a client that asks and asks and never reads the answers takes no memory", 
   }
   expect(program.socket.writableLength).toBeGreaterThanOrEqual(4_000_000);
   expect((await Program.on(here.raw)).socket.destroyed).toBe(false);
-});
+}, 60_000);
 
 test("marks are told to people beside the programs", async () => {
   const here = await listening();

@@ -30,7 +30,7 @@ import {
   trustIn,
 } from "./releases.ts";
 
-const ROUNDS = Number(process.env.FRUIT_FUZZ ?? 20_000);
+const ROUNDS = Number(process.env.FRUIT_FUZZ ?? 5_000);
 const made = makeRelease();
 const { update, unsigned, trust } = made;
 

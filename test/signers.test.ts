@@ -12,7 +12,7 @@ import { publicKeyOf, signEd25519 } from "../boot/ed25519.ts";
 import type { OutletId } from "../hal/ports.ts";
 import { seeded } from "./fakes.ts";
 
-const ROUNDS = Number(process.env.FRUIT_FUZZ ?? 20_000);
+const ROUNDS = Number(process.env.FRUIT_FUZZ ?? 5_000);
 const noSsh = !Bun.which("ssh-keygen");
 const dir = mkdtempSync(join(tmpdir(), "fruit-signers-"));
 afterAll(() => rmSync(dir, { recursive: true, force: true }));

@@ -8,7 +8,7 @@ import type { Rs485Link } from "../hal/sim/rs485.ts";
 import { SimStack } from "../hal/sim/stack.ts";
 
 /** How many mutations a fuzz test makes. */
-export const FUZZ = Number(process.env.FRUIT_FUZZ ?? 20_000);
+export const FUZZ = Number(process.env.FRUIT_FUZZ ?? 5_000);
 
 /** A stack of four boards whose clock moves only when told. */
 export function makeStack(

@@ -5,7 +5,7 @@ import { fingerprint, publicKeyBlob, wireString } from "../agent/sign/wire.ts";
 import { publicKeyOf, signEd25519 } from "../boot/ed25519.ts";
 import { seeded } from "./fakes.ts";
 
-const ROUNDS = Number(process.env.FRUIT_FUZZ ?? 20_000);
+const ROUNDS = Number(process.env.FRUIT_FUZZ ?? 5_000);
 
 const NAMESPACE = "fruit-cmd@v1";
 const MESSAGE = Buffer.from('{"id":"1","verb":"power.off"}');

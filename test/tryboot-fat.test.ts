@@ -11,7 +11,7 @@ import { bootSet, type FatFile, makeCard, makeFat, PLACES, putEntry, selectorFil
 import { MemoryDisk } from "./tryboot/disk.ts";
 import { Firmware } from "./tryboot/firmware.ts";
 
-const FUZZ = Number(process.env.FRUIT_FUZZ ?? 20_000);
+const FUZZ = Number(process.env.FRUIT_FUZZ ?? 5_000);
 const MiB = 1024 * 1024;
 const SELECTOR = { number: 1, type: 0x0c, ...PLACES.selector };
 

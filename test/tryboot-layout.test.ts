@@ -8,7 +8,7 @@ import { makeCard, makeTable, PLACES } from "./tryboot/card.ts";
 import { machine } from "./tryboot/desk.ts";
 import { MemoryDisk } from "./tryboot/disk.ts";
 
-const FUZZ = Number(process.env.FRUIT_FUZZ ?? 20_000);
+const FUZZ = Number(process.env.FRUIT_FUZZ ?? 5_000);
 
 /** The reason a disk is refused. */
 async function refusal(image: Image): Promise<string> {

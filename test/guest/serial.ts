@@ -85,9 +85,10 @@ async function port(): Promise<void> {
   );
   await say("reads the modem lines", () =>
     holding({}, async (port) => {
+      const { cts, dsr, dcd, ri } = await port.get();
       same(
-        Object.values(await port.get()).map((is) => typeof is),
-        ["boolean", "boolean", "boolean"],
+        [cts, dsr, dcd, ri].map((is) => typeof is),
+        ["boolean", "boolean", "boolean", "boolean"],
       );
     }),
   );

@@ -5,19 +5,19 @@
 import { afterAll, expect, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { join } from "node:path";
-import { readThrough } from "../agent/boot/card.ts";
-import { openNodeCard } from "../agent/boot/open.ts";
-import { EXIT } from "../agent/terminal.ts";
-import { FIRST_PARTITION, RECORD_OFFSETS } from "../boot/layout.ts";
-import { makeAutoboot, primaryOf } from "../boot/tryboot/autoboot.ts";
-import { readTrybootCard } from "../boot/tryboot/layout.ts";
-import { openTryboot } from "../boot/tryboot/switch.ts";
-import { openDisk } from "../hal/disk.ts";
-import { missingPackages } from "../image/fruitos/tools.ts";
-import { needs } from "./node.ts";
-import { A, B, Desk, machine, RESCUE, started } from "./tryboot/desk.ts";
-import { Firmware } from "./tryboot/firmware.ts";
-import { buildBoth, cardIn, SIZES } from "./tryboot/image.ts";
+import { readThrough } from "../../agent/boot/card.ts";
+import { openNodeCard } from "../../agent/boot/open.ts";
+import { EXIT } from "../../agent/terminal.ts";
+import { FIRST_PARTITION, RECORD_OFFSETS } from "../../boot/layout.ts";
+import { makeAutoboot, primaryOf } from "../../boot/tryboot/autoboot.ts";
+import { readTrybootCard } from "../../boot/tryboot/layout.ts";
+import { openTryboot } from "../../boot/tryboot/switch.ts";
+import { openDisk } from "../../hal/disk.ts";
+import { missingPackages } from "../../image/fruitos/tools.ts";
+import { needs } from "../node.ts";
+import { A, B, Desk, machine, RESCUE, started } from "../tryboot/desk.ts";
+import { Firmware } from "../tryboot/firmware.ts";
+import { buildBoth, cardIn, SIZES } from "../tryboot/image.ts";
 
 process.env.PATH = `${process.env.PATH}:/usr/sbin:/sbin`;
 
@@ -26,7 +26,7 @@ const built = (title: string, ...programs: { name: string; install: string }[]) 
   const { title: full, isSkipped } = needs(title, ...programs);
   const also = missing.length > 0 ? ` [needs: apt-get install ${missing.join(" ")}]` : "";
   return (body: () => Promise<void>) =>
-    test.skipIf(isSkipped || missing.length > 0)(full + also, body, 30_000);
+    test.skipIf(isSkipped || missing.length > 0)(full + also, body, 120_000);
 };
 const busybox = { name: "busybox", install: "busybox" };
 
