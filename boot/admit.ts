@@ -2,7 +2,7 @@
 import type { BlockDevice } from "../hal/ports.ts";
 import type { Release } from "./content.ts";
 import { otherSlot, type SlotName } from "./layout.ts";
-import type { BootRecord } from "./records.ts";
+import type { BootRecord } from "./record.ts";
 import { fits, isInTime } from "./release.ts";
 import { begin, type SlotContent, SlotRefusal } from "./slots.ts";
 

@@ -27,7 +27,7 @@
 import { crc32 } from "node:zlib";
 import type { Release } from "./content.ts";
 import { SECTOR } from "./layout.ts";
-import type { BootFile } from "./records.ts";
+import type { BootFile } from "./record.ts";
 
 /** Bytes of the header, and what every file of the boot area is aligned to. */
 export const AREA_ALIGN = 4096;

@@ -1,5 +1,5 @@
 /** What a release is once it was read and believed: `release.ts` makes it, the writer and the trial use it. */
-import type { BootFile } from "./records.ts";
+import type { BootFile } from "./record.ts";
 
 /** Bytes of one leaf of the hash tree: what is checked before it is written. The last one of a payload may be shorter. */
 export const LEAF_BYTES = 16_384;

@@ -3,7 +3,7 @@
  * be made throws `SlotRefusal`. Nothing here touches a disk.
  */
 import { otherSlot, type SlotName } from "./layout.ts";
-import type { BootFile, BootRecord, Reason, SlotRecord, SlotState } from "./records.ts";
+import type { BootFile, BootRecord, Reason, SlotRecord, SlotState } from "./record.ts";
 
 /** What may not be done to a slot now, and the way out. */
 export class SlotRefusal extends Error {

@@ -16,7 +16,7 @@
 import type { Encodable, Received } from "./bencode.ts";
 import type { Release } from "./content.ts";
 import { Fields } from "./fields.ts";
-import type { BootFile } from "./records.ts";
+import type { BootFile } from "./record.ts";
 
 /** Form of a `compatible` string. */
 const BOARD_NAME = /^[\x21-\x7e]{1,60}$/;

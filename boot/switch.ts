@@ -1,6 +1,7 @@
 /** What decides which slot a node starts from, behind one port: `uboot/switch.ts` and `tryboot/switch.ts` are what there is. */
 import type { SlotName } from "./layout.ts";
-import type { BootRecord, Copies, Reason } from "./records.ts";
+import type { BootRecord, Reason } from "./record.ts";
+import type { Copies } from "./records.ts";
 import type { SlotContent } from "./slots.ts";
 
 export const SWITCHES = ["uboot", "tryboot"] as const;

@@ -16,7 +16,7 @@ import type { Install, Step } from "./install.ts";
 import { Judge } from "./leaf.ts";
 import { Bits, type Installing } from "./progress.ts";
 import { windows } from "./readback.ts";
-import type { BootRecord } from "./records.ts";
+import type { BootRecord } from "./record.ts";
 import { Runs } from "./runs.ts";
 
 /** A slot that cannot be finished: leaves are missing, or the medium does not hold what was written. */

@@ -17,7 +17,7 @@ import { readInstalling } from "../agent/boot/updates.ts";
 import { type Blame, causeOf } from "../agent/boot/verdict.ts";
 import { parseConfig } from "../agent/config.ts";
 import { Store } from "../agent/store.ts";
-import type { Reason } from "../boot/records.ts";
+import type { Reason } from "../boot/record.ts";
 import { openDisk } from "../hal/disk.ts";
 import { openSim } from "../hal/sim/hal.ts";
 import { FileCard } from "./card.ts";

@@ -1,7 +1,8 @@
 /** A small fruitos card as a file: partition table, records, slots. A node that is tested runs from it as from a card. */
 import { closeSync, ftruncateSync, openSync, readSync, writeSync } from "node:fs";
 import { RECORD_OFFSETS, SECTOR, type SlotName } from "../boot/layout.ts";
-import { type BootRecord, decodeRecord, encodeRecord, newestOf } from "../boot/records.ts";
+import { type BootRecord, decodeRecord, encodeRecord } from "../boot/record.ts";
+import { newestOf } from "../boot/records.ts";
 import { CARD_BYTES, cardWith, type Payload, payloadOf, SLOT_OFFSETS } from "./crash/card.ts";
 import { type Medium, type Start, start } from "./crash/model.ts";
 

@@ -12,7 +12,7 @@ import { Trial } from "../agent/boot/trial.ts";
 import { parseConfig } from "../agent/config.ts";
 import { Store } from "../agent/store.ts";
 import { hashPrefix } from "../boot/admit.ts";
-import type { BootRecord } from "../boot/records.ts";
+import type { BootRecord } from "../boot/record.ts";
 import { NO_HASH } from "../boot/slots.ts";
 import { parseUpdate } from "../boot/updatefile.ts";
 import type { Machine } from "../hal/ports.ts";

@@ -1,7 +1,7 @@
 /** The boot loader's model, row by row of the decision table; real U-Boot is shown the same in test/proof/uboot-model.proof.ts. */
 import { expect, test } from "bun:test";
 import { RECORD_OFFSETS, SECTOR } from "../boot/layout.ts";
-import { type BootRecord, decodeRecord, encodeRecord } from "../boot/records.ts";
+import { type BootRecord, decodeRecord, encodeRecord } from "../boot/record.ts";
 import { cardWith, payloadOf, SLOT_OFFSETS } from "./crash/card.ts";
 import { CrashDisk, type Image } from "./crash/disk.ts";
 import { type Start, start } from "./crash/model.ts";

@@ -1,7 +1,7 @@
 /** Cases 1 to 17: the power fails, on a card that U-Boot starts; crash-table.test.ts finds a number that nobody has. */
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { RECORD_OFFSETS, SECTOR } from "../boot/layout.ts";
-import { decodeRecord } from "../boot/records.ts";
+import { decodeRecord } from "../boot/record.ts";
 import { cardWith, SLOT_OFFSETS } from "./crash/card.ts";
 import { CrashDisk, type Fault, type Step } from "./crash/disk.ts";
 import { Examiner, record } from "./crash/engine.ts";

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { STARTS_MOST, spentIn, startsIn } from "../agent/boot/starts.ts";
 import { DEAD_STARTS } from "../agent/boot/verdict.ts";
 import { RECORD_OFFSETS } from "../boot/layout.ts";
-import { encodeRecord } from "../boot/records.ts";
+import { encodeRecord } from "../boot/record.ts";
 import { arm, rollBack } from "../boot/slots.ts";
 import { Init, linesOfInit } from "./initramfs.ts";
 import { both, built, card, newer, older, START, staged } from "./rescuecard.ts";

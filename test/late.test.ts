@@ -2,7 +2,7 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { timely } from "../agent/boot/card.ts";
-import type { BootRecord } from "../boot/records.ts";
+import type { BootRecord } from "../boot/record.ts";
 import type { BootSwitch } from "../boot/switch.ts";
 import { until } from "./node.ts";
 import { altered, NEW, SlotNode } from "./slotnode.ts";

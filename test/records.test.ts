@@ -5,18 +5,15 @@ import { crc32 } from "node:zlib";
 import { RECORD_OFFSETS, SECTOR } from "../boot/layout.ts";
 import {
   type BootRecord,
-  changeRecord,
   decodeRecord,
   encodeRecord,
   FORMAT,
-  newestOf,
-  placesForNext,
   REASONS,
-  readRecords,
   SLOT_STATES,
   type SlotRecord,
   timeAfter,
-} from "../boot/records.ts";
+} from "../boot/record.ts";
+import { changeRecord, newestOf, placesForNext, readRecords } from "../boot/records.ts";
 import { openDisk } from "../hal/disk.ts";
 import { type BlockDevice, HalError } from "../hal/ports.ts";
 import { seeded } from "./fakes.ts";

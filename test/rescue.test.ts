@@ -1,7 +1,7 @@
 /** `fruit-records` under BusyBox, against what the agent makes of the same card. */
 import { expect, test } from "bun:test";
 import { RECORD_OFFSETS } from "../boot/layout.ts";
-import { encodeRecord, REASONS, SLOT_STATES } from "../boot/records.ts";
+import { encodeRecord, REASONS, SLOT_STATES } from "../boot/record.ts";
 import { arm, begin, stage } from "../boot/slots.ts";
 import { seeded } from "./fakes.ts";
 import { makePayload } from "./releases.ts";

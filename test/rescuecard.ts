@@ -2,7 +2,8 @@
 import { closeSync, ftruncateSync, openSync, readFileSync, readSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { FIRST_PARTITION, type SlotName } from "../boot/layout.ts";
-import { type BootRecord, readRecords } from "../boot/records.ts";
+import type { BootRecord } from "../boot/record.ts";
+import { readRecords } from "../boot/records.ts";
 import { arm, begin, confirm, stage } from "../boot/slots.ts";
 import { openDisk } from "../hal/disk.ts";
 import { scratch } from "./node.ts";

@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { RECORD_OFFSETS } from "../boot/layout.ts";
-import { encodeRecord } from "../boot/records.ts";
+import { encodeRecord } from "../boot/record.ts";
 import { rollBack } from "../boot/slots.ts";
 import { Init, linesOfInit } from "./initramfs.ts";
 import { both, card, newer, older } from "./rescuecard.ts";

@@ -6,7 +6,7 @@ import type { SlotName } from "../boot/layout.ts";
 import type { Leaves } from "../boot/leaf.ts";
 import { MerkleTree } from "../boot/merkle.ts";
 import type { Installing, ProgressStore } from "../boot/progress.ts";
-import type { BootRecord, SlotRecord } from "../boot/records.ts";
+import type { BootRecord, SlotRecord } from "../boot/record.ts";
 import { begin, fail, NO_HASH, stage } from "../boot/slots.ts";
 import type { BootSwitch } from "../boot/switch.ts";
 import type { SlotWriter } from "../boot/writer.ts";

@@ -1,8 +1,8 @@
 /** The life of a slot: which change is made of which record, and which is refused. */
 import { expect, test } from "bun:test";
 import { otherSlot, SLOTS, type SlotName } from "../boot/layout.ts";
-import type { BootRecord, SlotRecord, SlotState } from "../boot/records.ts";
-import { SLOT_STATES } from "../boot/records.ts";
+import type { BootRecord, SlotRecord, SlotState } from "../boot/record.ts";
+import { SLOT_STATES } from "../boot/record.ts";
 import {
   arm,
   begin,

@@ -7,7 +7,7 @@ import { openNodeCard } from "../agent/boot/open.ts";
 import { type Installed, install } from "../agent/update/install.ts";
 import { encodeBencode } from "../boot/bencode.ts";
 import { RECORD_OFFSETS, SECTOR } from "../boot/layout.ts";
-import { decodeRecord, encodeRecord } from "../boot/records.ts";
+import { decodeRecord, encodeRecord } from "../boot/record.ts";
 import { NO_HASH } from "../boot/slots.ts";
 import { openDisk } from "../hal/disk.ts";
 import { HalError } from "../hal/ports.ts";

@@ -4,7 +4,7 @@ import { type Ledger, ledgerText } from "../agent/boot/ledger.ts";
 import type { NodeCard } from "../agent/boot/open.ts";
 import { probe } from "../agent/boot/probe.ts";
 import { RECORD_OFFSETS, SECTOR } from "../boot/layout.ts";
-import { encodeRecord } from "../boot/records.ts";
+import { encodeRecord } from "../boot/record.ts";
 import { readTrybootCard } from "../boot/tryboot/layout.ts";
 import { TrybootSwitch } from "../boot/tryboot/switch.ts";
 import type { Image } from "./crash/disk.ts";

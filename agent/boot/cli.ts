@@ -1,7 +1,7 @@
 /** `fruit boot`: what a technician asks and decides about slots. */
 import { parseArgs } from "node:util";
 import { SLOTS } from "../../boot/layout.ts";
-import type { BootRecord } from "../../boot/records.ts";
+import type { BootRecord } from "../../boot/record.ts";
 import { printJson } from "../power/answer.ts";
 import { CliError, type CliVerb, EXIT, type Exit, exitOf, UsageError } from "../terminal.ts";
 import { explainBoot } from "./explain.ts";

@@ -1,7 +1,7 @@
 /** What can be asked of a node's slots. */
 import * as v from "valibot";
 import { otherSlot, type SlotName } from "../../boot/layout.ts";
-import type { BootRecord } from "../../boot/records.ts";
+import type { BootRecord } from "../../boot/record.ts";
 import { SlotRefusal } from "../../boot/slots.ts";
 import { type Call, type Command, command, type Outcome, Refusal } from "../commands.ts";
 import { explainBoot } from "./explain.ts";

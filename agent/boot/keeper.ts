@@ -6,7 +6,7 @@ import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { failpoint } from "../../boot/failpoint.ts";
 import { otherSlot, type SlotName } from "../../boot/layout.ts";
-import type { BootRecord, Reason } from "../../boot/records.ts";
+import type { BootRecord, Reason } from "../../boot/record.ts";
 import type { BootSwitch } from "../../boot/switch.ts";
 import { within } from "../../hal/limit.ts";
 import type { Machine } from "../../hal/ports.ts";

@@ -2,7 +2,7 @@
  * What `fruit boot probe` found, and what it means; nothing here touches anything.
  * Facts: raspberrypi/documentation (device-tree.adoc, bootflow-eeprom.adoc), rpi-eeprom release notes, "Raspberry Pi revision codes".
  */
-import type { BootRecord } from "../../boot/records.ts";
+import type { BootRecord } from "../../boot/record.ts";
 import { TRYBOOT_FLAG } from "../../boot/tryboot/switch.ts";
 import type { Hal } from "../../hal/ports.ts";
 import { type Check, fail, lineOf, ok, warn } from "../doctor/check.ts";

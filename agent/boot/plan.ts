@@ -4,7 +4,7 @@
  */
 import * as v from "valibot";
 import { SLOTS } from "../../boot/layout.ts";
-import type { BootRecord } from "../../boot/records.ts";
+import type { BootRecord } from "../../boot/record.ts";
 import type { Store } from "../store.ts";
 
 const Plan = v.object({

@@ -5,7 +5,7 @@
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { SLOTS } from "../../boot/layout.ts";
-import type { BootRecord } from "../../boot/records.ts";
+import type { BootRecord } from "../../boot/record.ts";
 import { makeAutoboot } from "../../boot/tryboot/autoboot.ts";
 import { checkBootSet, findAutoboot } from "../../boot/tryboot/sector.ts";
 import { TRYBOOT_FLAG, TrybootSwitch } from "../../boot/tryboot/switch.ts";

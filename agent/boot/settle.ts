@@ -1,4 +1,4 @@
-import type { BootRecord } from "../../boot/records.ts";
+import type { BootRecord } from "../../boot/record.ts";
 import type { SwitchKind } from "../../boot/switch.ts";
 import type { Log } from "../log.ts";
 import type { RaiseAlarm } from "../messages.ts";

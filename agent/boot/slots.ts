@@ -3,7 +3,7 @@ import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ForeignCard, otherSlot, type SlotName } from "../../boot/layout.ts";
-import type { BootRecord } from "../../boot/records.ts";
+import type { BootRecord } from "../../boot/record.ts";
 import { Refusal } from "../commands.ts";
 import { Store } from "../store.ts";
 import { Baseline } from "./baseline.ts";

@@ -1,6 +1,6 @@
 /** How this node's slots are, as `fruit boot status` and `state/boot` tell it. */
 import { otherSlot, SLOTS, type SlotName } from "../../boot/layout.ts";
-import type { BootRecord, Reason, SlotState } from "../../boot/records.ts";
+import type { BootRecord, Reason, SlotState } from "../../boot/record.ts";
 import { NO_HASH } from "../../boot/slots.ts";
 import type { SwitchKind } from "../../boot/switch.ts";
 import type { Payload } from "../messages.ts";

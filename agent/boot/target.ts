@@ -1,6 +1,6 @@
 /** What a slot holds before the node is sent there: read from the medium, and compared with what is known of it. */
 import type { SlotName } from "../../boot/layout.ts";
-import type { BootRecord, SlotRecord } from "../../boot/records.ts";
+import type { BootRecord, SlotRecord } from "../../boot/record.ts";
 import { NO_HASH } from "../../boot/slots.ts";
 import { Refusal } from "../commands.ts";
 import { keptRelease } from "../release/kept.ts";

@@ -1,7 +1,7 @@
 /** The trial that this start is: its checks, what it leaves behind, and how it ends for the slot. */
 import { setTimeout as sleep } from "node:timers/promises";
 import type { SlotName } from "../../boot/layout.ts";
-import type { BootRecord } from "../../boot/records.ts";
+import type { BootRecord } from "../../boot/record.ts";
 import { readThrough } from "./card.ts";
 import { checksOf } from "./checks.ts";
 import { onPaper } from "./keeper.ts";

@@ -1,6 +1,6 @@
 /** What the records, the marks and the trial's own record together say of this start. Nothing here touches anything. */
 import { otherSlot, type SlotName } from "../../boot/layout.ts";
-import type { BootRecord, Reason } from "../../boot/records.ts";
+import type { BootRecord, Reason } from "../../boot/record.ts";
 import { counted } from "../terminal.ts";
 import type { Mark } from "./marks.ts";
 import { BUILT_IN_CHECKS, SURROUNDINGS } from "./names.ts";

@@ -6,7 +6,7 @@ import type { Release } from "../../boot/content.ts";
 import type { Step } from "../../boot/install.ts";
 import { otherSlot, type SlotName } from "../../boot/layout.ts";
 import { fileProgress } from "../../boot/progress.ts";
-import type { BootRecord } from "../../boot/records.ts";
+import type { BootRecord } from "../../boot/record.ts";
 import { type Situation, verifyRelease } from "../../boot/release.ts";
 import { openSide, type Side } from "../../boot/side.ts";
 import { fileSource, type Source, streamSource } from "../../boot/source.ts";

@@ -16,14 +16,8 @@
 import { randomInt } from "node:crypto";
 import type { BlockDevice, Machine } from "../../hal/ports.ts";
 import { otherSlot, SECTOR, SLOTS, type SlotName } from "../layout.ts";
-import {
-  type BootRecord,
-  changeRecord,
-  type Reason,
-  RecordError,
-  readRecords,
-  timeAfter,
-} from "../records.ts";
+import { type BootRecord, type Reason, timeAfter } from "../record.ts";
+import { changeRecord, RecordError, readRecords } from "../records.ts";
 import { arm, begin, confirm, fail, rollBack, type SlotContent, SlotRefusal, stage } from "../slots.ts";
 import type { BootSwitch, SlotChange } from "../switch.ts";
 import { makeAutoboot, primaryOf } from "./autoboot.ts";

@@ -1,4 +1,4 @@
-# What U-Boot does at every start: it reads the records (boot/records.ts has their layout), picks a slot, counts a trial
+# What U-Boot does at every start: it reads the records (boot/record.ts has their layout), picks a slot, counts a trial
 # down before it starts it, and boots. It writes records and nothing else. image/bootscript.ts makes boot.scr of this.
 #
 # Files on p1 (FAT32, the only partition marked active): the firmware's and its config.txt, cmdline.txt, U-Boot,

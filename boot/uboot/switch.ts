@@ -5,15 +5,8 @@
 import { randomInt } from "node:crypto";
 import type { BlockDevice } from "../../hal/ports.ts";
 import type { SlotName } from "../layout.ts";
-import {
-  type BootRecord,
-  type Copies,
-  changeRecord,
-  type Reason,
-  RecordError,
-  readRecords,
-  timeAfter,
-} from "../records.ts";
+import { type BootRecord, type Reason, timeAfter } from "../record.ts";
+import { type Copies, changeRecord, RecordError, readRecords } from "../records.ts";
 import { arm, begin, confirm, fail, rollBack, type SlotContent, SlotRefusal, stage } from "../slots.ts";
 import type { BootSwitch, SlotChange } from "../switch.ts";
 

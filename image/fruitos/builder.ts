@@ -15,7 +15,7 @@ import {
 import { basename, join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { PARTITIONS, SLOTS } from "../../boot/layout.ts";
-import { FORMAT, type SlotRecord } from "../../boot/records.ts";
+import { FORMAT, type SlotRecord } from "../../boot/record.ts";
 import { NO_HASH } from "../../boot/slots.ts";
 import type { SwitchKind } from "../../boot/switch.ts";
 import { TRYBOOT_PARTITIONS } from "../../boot/tryboot/layout.ts";

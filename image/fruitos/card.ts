@@ -10,7 +10,7 @@ import {
   RECORD_OFFSETS,
   SECTOR,
 } from "../../boot/layout.ts";
-import { type BootRecord, encodeRecord } from "../../boot/records.ts";
+import { type BootRecord, encodeRecord } from "../../boot/record.ts";
 import { EXTENDED_LBA, TRYBOOT_PARTITIONS } from "../../boot/tryboot/layout.ts";
 import { BuildError } from "./tools.ts";
 

@@ -13,7 +13,7 @@ import {
 import { basename, join } from "node:path";
 import { publicKeyOf } from "../../boot/ed25519.ts";
 import { FAT32_LBA, FIRST_PARTITION, LINUX, RECORD_OFFSETS, SECTOR } from "../../boot/layout.ts";
-import { encodeRecord } from "../../boot/records.ts";
+import { encodeRecord } from "../../boot/record.ts";
 import { keyLine } from "../../boot/trust.ts";
 import { seeded } from "../fakes.ts";
 import { type Loop, loop, loops, run } from "../loop.ts";

@@ -11,7 +11,7 @@ import {
   SECTOR,
   type SlotName,
 } from "../../boot/layout.ts";
-import { type BootFile, encodeRecord, type SlotRecord } from "../../boot/records.ts";
+import { type BootFile, encodeRecord, type SlotRecord } from "../../boot/record.ts";
 import type { SlotContent } from "../../boot/slots.ts";
 import { standIn } from "../emulator/standin.ts";
 import { seeded } from "../fakes.ts";

@@ -2,7 +2,7 @@
 import { readFileSync } from "node:fs";
 import { crc32 } from "node:zlib";
 import { FIRST_PARTITION, RECORD_OFFSETS, SECTOR, SLOTS, type SlotName } from "../../boot/layout.ts";
-import { type BootFile, type BootRecord, encodeRecord, type SlotRecord } from "../../boot/records.ts";
+import { type BootFile, type BootRecord, encodeRecord, type SlotRecord } from "../../boot/record.ts";
 import { Image } from "../crash/disk.ts";
 import { cached } from "./cache.ts";
 import { standIn } from "./standin.ts";

@@ -5,7 +5,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { crc32 } from "node:zlib";
 import { RECORD_OFFSETS, SECTOR } from "../../boot/layout.ts";
-import { type BootRecord, decodeRecord, encodeRecord } from "../../boot/records.ts";
+import { type BootRecord, decodeRecord, encodeRecord } from "../../boot/record.ts";
 import { fail, rollBack } from "../../boot/slots.ts";
 import { LOADS } from "../../boot/uboot/switch.ts";
 import { Image } from "../crash/disk.ts";

@@ -2,7 +2,7 @@
 import { crc32 } from "node:zlib";
 import { encodeArea, layOut } from "../../boot/area.ts";
 import { RECORD_OFFSETS, SECTOR, SLOTS, type SlotName } from "../../boot/layout.ts";
-import { type BootRecord, encodeRecord, FORMAT } from "../../boot/records.ts";
+import { type BootRecord, encodeRecord, FORMAT } from "../../boot/record.ts";
 import { makeAutoboot } from "../../boot/tryboot/autoboot.ts";
 import { Image } from "../crash/disk.ts";
 import { squashfs } from "../releases.ts";

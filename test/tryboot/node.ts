@@ -12,7 +12,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SECTOR, SLOTS, type SlotName } from "../../boot/layout.ts";
-import type { BootRecord } from "../../boot/records.ts";
+import type { BootRecord } from "../../boot/record.ts";
 import { makeAutoboot } from "../../boot/tryboot/autoboot.ts";
 import { slotOfBoot } from "../../boot/tryboot/layout.ts";
 import { openTryboot, type TrybootSwitch } from "../../boot/tryboot/switch.ts";
