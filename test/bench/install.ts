@@ -17,7 +17,7 @@ import { encodeRecord } from "../../boot/record.ts";
 import { keyLine } from "../../boot/trust.ts";
 import { seeded } from "../fakes.ts";
 import { type Loop, loop, loops, run } from "../loop.ts";
-import { FRUIT, peakMib, scratch, until } from "../node.ts";
+import { FRUIT, fruit, peakMib, scratch, until } from "../node.ts";
 import { BOARD, seedOf, signedBy, squashfs } from "../releases.ts";
 import { digits, ratio, type Table, verdict } from "./table.ts";
 
@@ -101,21 +101,12 @@ async function makeRelease(folder: string, mib: number, version: bigint, from?: 
   } else noiseFile(root, mib * MiB, squashfs(mib * MiB > 4096 ? 4096 : 0));
   if (!existsSync(join(folder, "kernel")))
     for (const file of ["kernel", "initramfs"]) noiseFile(join(folder, file), MiB);
-  const { exit, err } = run(
-    ...[...FRUIT.command, "release", "pack", "--root", root, "--kernel", join(folder, "kernel")],
-    ...[
-      "--initramfs",
-      join(folder, "initramfs"),
-      "--version",
-      String(version),
-      "--name",
-      name,
-      "--boards",
-      BOARD,
-    ],
-    ...["--channel", "stable", "--target", "bench", "--created", "@1790000000", "--expires", "@4000000000"],
-    ...["--floor", "0", "--out", folder],
-  );
+  const { exit, err } = await fruit([
+    ...["release", "pack", "--root", root, "--kernel", join(folder, "kernel")],
+    ...["--initramfs", join(folder, "initramfs"), "--version", String(version), "--name", name],
+    ...["--boards", BOARD, "--channel", "stable", "--target", "bench"],
+    ...["--created", "@1790000000", "--expires", "@4000000000", "--floor", "0", "--out", folder],
+  ]);
   if (exit !== 0) throw new Error(`release pack: ${err}`);
   const update = join(folder, `${name}.fruit`);
   writeFileSync(update, signedBy("anna", readFileSync(update)));
