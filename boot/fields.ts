@@ -84,6 +84,16 @@ export class Fields {
     return all;
   }
 
+  /** A list of dictionaries. */
+  all(key: string, most: number): Fields[] {
+    const { value, at } = this.any(key);
+    const where = this.#where(key);
+    if (!Array.isArray(value)) throw new FieldError(at, `${where} is no list`);
+    if (value.length === 0 || value.length > most)
+      throw new FieldError(at, `${where} has ${value.length} entries, not 1 to ${most}`);
+    return value.map((one: Received, index) => new Fields(one, `${where}[${index}]`));
+  }
+
   /** Something else is wrong with a field. */
   refuse(key: string, what: string): never {
     throw new FieldError((this.#map.get(key) ?? this.#received).at, `${this.#where(key)} ${what}`);

@@ -5,6 +5,7 @@
  * - Nothing of an update file is given out before enough signers of `trust.json` were found to have signed the same bytes.
  * - Cheap checks come first: a file for another board costs no signature check.
  * - Signers count by their keys, and only those that state exactly the same: a statement is never put together from several.
+ * - Who has signed what was confirmed here counts for nothing older (`floors.ts`).
  * - An unset clock refuses nothing that is in time, and never makes an expired release young: time is at least the latest that is
  *   known for certain.
  */
@@ -12,8 +13,9 @@ import { misplaced } from "./area.ts";
 import type { Received } from "./bencode.ts";
 import type { Release } from "./content.ts";
 import { isReduced, verifyEd25519 } from "./ed25519.ts";
+import type { SignerFloor } from "./floors.ts";
 import type { Statement } from "./statement.ts";
-import { distinctKeys, signersFor, type Trust, type TrustedSigner } from "./trust.ts";
+import { distinctKeys, keyOf, signersFor, type Trust, type TrustedSigner } from "./trust.ts";
 import {
   parseUpdate,
   ReleaseError,
@@ -24,8 +26,8 @@ import {
   type UpdateFile,
 } from "./updatefile.ts";
 
-/** How far ahead of ours the clock of whoever made a release may be, seconds. */
-const CLOCK_SKEW_SECONDS = 3600;
+/** How far ahead of ours the clock of whoever made a release or a head may be, seconds. */
+export const CLOCK_SKEW_SECONDS = 3600;
 
 /** The node that a release would be installed on, as far as the release depends on it. */
 export interface Situation {
@@ -39,6 +41,8 @@ export interface Situation {
   floor: bigint;
   /** The version it runs; undefined where it runs from no slot. */
   running: bigint | undefined;
+  /** From which version on a signer's word counts here; from the first unless said otherwise. */
+  signerFloor?: SignerFloor;
 }
 
 /** Reads an update file and decides about it. Throws `ReleaseError`. */
@@ -49,10 +53,20 @@ export function verifyRelease(bytes: Uint8Array, trust: Trust, node: Situation):
   fits(statement, node);
   isInTime(statement, node);
   agrees(statement, file);
-  const signers = believed(candidate, file, trust);
+  const signers = believed(stillCounting(candidate, statement, trust, node), file, trust);
   const { sha256, sha512, ...stated } = statement;
   const { infohash, info } = file;
   return { ...stated, infohash, name: info.name, piecesRoot: Uint8Array.from(info.piecesRoot), signers };
+}
+
+/** Whose signature of a file holds, of those that `trust.json` names for releases; whether they are enough is not asked. */
+export function signersOf(file: UpdateFile, trust: Trust): TrustedSigner[] {
+  return signersFor(trust, "release").filter(({ id, publicKey }) => {
+    const received = file.signatures.get(id);
+    if (!received) return false;
+    const { statement, signature } = readSignature(id, received);
+    return verifyEd25519(publicKey, signedBytes(file.infoBytes, statement.bytes), signature);
+  });
 }
 
 /** Signers that state the same, with the same bytes. */
@@ -132,6 +146,24 @@ export function isInTime(
     throw new ReleaseError("expired", `it expired at ${instant(expires)}; ${clock} ${instant(time)}`);
   if (now !== undefined && created > time + CLOCK_SKEW_SECONDS)
     throw new ReleaseError("not-yet", `it was made at ${instant(created)}; it is now ${instant(time)}`);
+}
+
+/** Those of the signers who have not signed a newer version that was confirmed here. Throws unless they are enough. */
+function stillCounting(
+  { statement, by }: Candidate,
+  { version, target }: Statement,
+  trust: Trust,
+  { signerFloor }: Situation,
+): Candidate {
+  const floorOf = ({ signer }: Candidate["by"][number]) => signerFloor?.(keyOf(signer), target) ?? 0n;
+  const still = by.filter((one) => floorOf(one) <= version);
+  if (distinctKeys(still.map(({ signer }) => signer)) >= needed(trust)) return { statement, by: still };
+  const past = by.filter((one) => !still.includes(one));
+  const [named] = past;
+  throw new ReleaseError(
+    "below-floor",
+    `its version is ${version}; ${names(past.map(({ signer }) => signer))} signed a newer one that was confirmed here (${named ? floorOf(named) : 0n}), and counts for nothing older`,
+  );
 }
 
 /** Whether what was signed agrees with itself. */

@@ -9,6 +9,8 @@
  * Invariants
  * - A threshold counts keys, not ids: a key that stands under two ids counts once.
  * - A threshold that the signers listed cannot reach is refused: such a file would stop all updates.
+ *
+ * `rotation.ts` says how the next version comes to a node.
  */
 import * as v from "valibot";
 import { isSoundPublicKey } from "./ed25519.ts";
@@ -114,9 +116,13 @@ export function keyLine(publicKey: Uint8Array): string {
 export const signersFor = (trust: Trust, role: TrustRole): readonly TrustedSigner[] =>
   trust.signers.filter((signer) => signer.roles.includes(role));
 
+/** A signer's key, hex: by it the node remembers what somebody has said. */
+export const keyOf = ({ publicKey }: Pick<TrustedSigner, "publicKey">): string =>
+  Buffer.from(publicKey).toString("hex");
+
 /** How many different keys these signers have. */
 export const distinctKeys = (signers: Iterable<TrustedSigner>): number =>
-  new Set(Array.from(signers, ({ publicKey }) => Buffer.from(publicKey).toString("hex"))).size;
+  new Set(Array.from(signers, keyOf)).size;
 
 /** RFC 8709 §4: the type's name and the length of the key, each as an SSH string begins. */
 const BLOB_PREFIX = Buffer.concat([

@@ -3,7 +3,7 @@
  * each signer states about the release.
  *
  * ```
- * { "announce-list", "nodes", "url-list", …          hints that nobody signed: never believed
+ * { "announce", "announce-list", "url-list", …       hints for other clients, that nobody signed: never believed
  *   "++": statement                                  only until the first signature, which then holds it
  *   "info": { "length", "name", "piece length", "pieces", "pieces root" }
  *   "signatures": { ID: { "info": statement, "signature": 64 bytes }, … } }
@@ -128,8 +128,14 @@ export function signedBytes(infoBytes: Uint8Array, statementBytes: Uint8Array): 
 
 /** An update file that nobody has signed yet. Throws `ReleaseError` where `parseUpdate` would. */
 export function encodeUpdate(info: TorrentInfo, statement: Statement): Buffer {
+  const { trackers = [], seeds = [] } = statement;
   const bytes = encodeBencode({
     "++": encodeStatement(statement),
+    // For BitTorrent clients, which do not know the statement; nobody here believes it
+    ...(trackers[0] === undefined
+      ? {}
+      : { announce: trackers[0], "announce-list": trackers.map((one) => [one]) }),
+    ...(seeds.length === 0 ? {} : { "url-list": seeds }),
     info: {
       length: info.length,
       name: info.name,

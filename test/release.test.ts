@@ -4,6 +4,7 @@ import { isDeepStrictEqual } from "node:util";
 import { type Encodable, encodeBencode, type Received } from "../boot/bencode.ts";
 import { publicKeyOf, signEd25519 } from "../boot/ed25519.ts";
 import { type Situation, verifyRelease } from "../boot/release.ts";
+import { turnOf } from "../boot/rollout.ts";
 import type { Statement } from "../boot/statement.ts";
 import { keyLine, parseTrust, type Trust } from "../boot/trust.ts";
 import {
@@ -115,7 +116,7 @@ test.each([
     "followed by a byte",
     Buffer.concat([update, Buffer.of(0)]),
     "not-canonical",
-    "byte 844: 1 bytes after the end",
+    `byte ${update.length}: 1 bytes after the end`,
   ],
   ["no dictionary", Buffer.from("le"), "malformed", "byte 0: the file is no dictionary"],
   ["without info", Buffer.from("de"), "malformed", "byte 0: the file.info is missing"],
@@ -193,13 +194,108 @@ test.each([
   expect(code).toBe("malformed");
 });
 
-test("what the format reserves may stand there", () => {
-  const statement = readSignature("anna", parseUpdate(update).signatures.get("anna") as Received).statement;
-  const more = new Map<string, Encodable>(statement.value as ReadonlyMap<string, Received>)
-    .set("chunks", { alg: "gear64k-1" })
-    .set("seeds", ["https://example.org/"]);
-  const proposed = edited(unsigned, ["++"], more);
-  expect(refusal(signedBy("anna", proposed))).toEqual(["", "believed"]);
+/** Everything that a statement may hold and need not. */
+const MORE: Partial<Statement> = {
+  health: { services: ["nginx", "my-app@1"], deadlineSeconds: 300 },
+  prev: "ab".repeat(20),
+  rollout: {
+    from: TIMES.now,
+    jitterSeconds: 600,
+    waves: [
+      { percent: 10, hours: 0 },
+      { percent: 100, hours: 24 },
+    ],
+  },
+  seeds: ["https://example.org/releases/fruitos-7", "https://[2001:db8::1]:8443/"],
+  trackers: ["udp://tracker.example.org:6969", "http://t.example.org/announce", "https://t.example.org/"],
+};
+
+test("what a statement may hold is read as it was stated, and not there where it was not", () => {
+  expect(believed(makeRelease({ stated: MORE }))).toMatchObject(MORE);
+  const { health, prev, rollout, seeds, trackers } = believed(made);
+  expect({ health, prev, rollout, seeds, trackers }).toEqual({} as never);
+});
+
+test("BitTorrent clients find the signed trackers and web seeds where they look", () => {
+  const { root } = parseUpdate(makeRelease({ stated: MORE }).update);
+  const textOf = (one: Received | undefined) => Buffer.from(one?.bytes ?? []).toString();
+  expect(textOf(root.get("announce"))).toBe("30:udp://tracker.example.org:6969");
+  expect(textOf(root.get("url-list"))).toStartWith("l38:https://example.org/releases/fruitos-7");
+  expect(root.get("announce-list")?.value).toHaveLength(3);
+  expect(parseUpdate(update).root.has("announce")).toBe(false);
+});
+
+const wave = (percent: unknown, hours: unknown) => ({ hours, percent }) as Encodable;
+test.each<[key: string, value: Encodable, why: string]>([
+  ["health", {}, "the statement.health.services is missing, and so is deadline"],
+  ["health", { script: "x" }, 'the statement.health has the unknown key "script"'],
+  ["health", { services: ["../sh"] }, 'the statement.health.services[0] is "../sh"'],
+  ["health", { deadline: 59 }, "the statement.health.deadline is 59, not 60 to 3600"],
+  ["health", ["nginx"], "the statement.health is no dictionary"],
+  ["prev", "ab".repeat(20), "the statement.prev has 40 bytes, not 20"],
+  ["rollout", { from: 0, jitter: 0, waves: [] }, "the statement.rollout.waves has 0 entries, not 1 to 16"],
+  ["rollout", { from: 0, jitter: 86_401, waves: [wave(1, 0)] }, "rollout.jitter is 86401, not 0 to 86400"],
+  ["rollout", { from: 0, jitter: 0, waves: [wave(101, 0)] }, "rollout.waves[0].percent is 101, not 1 to 100"],
+  ["rollout", { from: 0, jitter: 0, waves: [wave(0, 0)] }, "rollout.waves[0].percent is 0, not 1 to 100"],
+  ["rollout", { from: 0, jitter: 0, waves: [{ percent: 1 }] }, "rollout.waves[0].hours is missing"],
+  [
+    "rollout",
+    { from: 0, jitter: 0, waves: [wave(50, 0), wave(50, 1)] },
+    "do not rise: 50 % after 1 h stands behind 50 % after 0 h",
+  ],
+  [
+    "rollout",
+    { from: 0, jitter: 0, waves: [wave(10, 5), wave(50, 5)] },
+    "do not rise: 50 % after 5 h stands behind 10 % after 5 h",
+  ],
+  ["seeds", [], "the statement.seeds has 0 entries, not 1 to 16"],
+  ["seeds", Array.from({ length: 17 }, (_, n) => `https://x/${n}`), "seeds has 17 entries, not 1 to 16"],
+  ["seeds", ["http://example.org/"], '[0] is "http://example.org/", not an address of https'],
+  ["seeds", ["https://anna:geheim@example.org/"], "not an address of https without user and fragment"],
+  ["seeds", ["https://anna@example.org/"], "not an address of https without user and fragment"],
+  ["seeds", ["https://:geheim@example.org/"], "not an address of https without user and fragment"],
+  ["seeds", ["https://example.org/#x"], "not an address of https without user and fragment"],
+  ["seeds", ["file:///etc/passwd"], "not an address of https"],
+  ["seeds", ["https://example.org/ x"], "which is not of the form"],
+  ["seeds", ["https://x/", "https://x/"], "stands twice"],
+  ["seeds", [`https://x/${"y".repeat(300)}`], "which is not of the form"],
+  ["seeds", ["https://:99/"], "not an address of https"],
+  ["trackers", ["wss://example.org/"], "not an address of http, https, udp"],
+  ["trackers", "udp://example.org:1", "the statement.trackers is no list"],
+])("a statement whose %s is %j is malformed: %s", (key, value, why) => {
+  const { proposal } = parseUpdate(unsigned);
+  const statement = new Map<string, Encodable>(proposal?.value as ReadonlyMap<string, Received>).set(
+    key,
+    value,
+  );
+  const [code, message] = refusal(signedBy("anna", edited(unsigned, ["++"], statement)));
+  expect(message).toContain(why);
+  expect(code).toBe("malformed");
+});
+
+test("a node's turn is the same whenever it asks, in shares that were stated, and another with another release", () => {
+  const rollout = {
+    from: 1000,
+    jitterSeconds: 600,
+    waves: [
+      { percent: 10, hours: 0 },
+      { percent: 60, hours: 24 },
+    ],
+  };
+  const turns = (infohash: string) =>
+    Array.from({ length: 2000 }, (_, n) => turnOf({ infohash, rollout }, `pi${n}`));
+  const first = turns("a");
+  expect(turns("a")).toEqual(first);
+  const within = (from: number) =>
+    first.filter((turn) => turn !== undefined && turn >= from && turn < from + 600);
+  const shares = [within(1000), within(1000 + 86_400), first.filter((turn) => turn === undefined)];
+  expect(shares.reduce((sum, { length }) => sum + length, 0)).toBe(2000);
+  for (const [index, share] of [200, 1000, 800].entries())
+    expect(Math.abs((shares[index]?.length ?? 0) - share)).toBeLessThan(80);
+  const early = (all: typeof first) => all.map((turn) => turn !== undefined && turn < 2000);
+  const both = early(turns("b")).filter((isEarly, index) => isEarly && early(first)[index]).length;
+  expect(both).toBeLessThan(60);
+  expect(turnOf({ infohash: "a" }, "pi1")).toBe(0);
 });
 
 test("hints that nobody signed change nothing", () => {

@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto";
 import { crc32 } from "node:zlib";
 import { encodeArea, layOut } from "../boot/area.ts";
+import { CHUNKS_ALG, Chunker } from "../boot/chunks.ts";
 import { publicKeyOf, signEd25519 } from "../boot/ed25519.ts";
 import { LeafHasher, merkleRoot } from "../boot/merkle.ts";
 import { type Situation, verifyRelease } from "../boot/release.ts";
@@ -84,14 +85,24 @@ export function makePayload(
   return { payload, area: { version, name, payloadBytes, boot }, headerAt };
 }
 
-/** The side file of a payload. */
-export function sideOf(payload: Uint8Array): { bytes: Buffer; root: Uint8Array } {
+/** The index of a payload's chunks. */
+export function chunksOf(payload: Uint8Array): Buffer {
+  const chunker = new Chunker();
+  chunker.update(payload);
+  return chunker.end();
+}
+
+/** The side file of a payload, with or without an index of its chunks. */
+export function sideOf(
+  payload: Uint8Array,
+  index: Uint8Array = new Uint8Array(),
+): { bytes: Buffer; root: Uint8Array } {
   const hashes: Uint8Array[] = [];
   const hasher = new LeafHasher((hash) => hashes.push(hash));
   hasher.update(payload);
   hasher.end();
   return {
-    bytes: Buffer.concat([encodeSideHeader(payload.length), ...hashes]),
+    bytes: Buffer.concat([encodeSideHeader(payload.length, index.length), ...hashes, index]),
     root: merkleRoot(Buffer.concat(hashes)),
   };
 }
@@ -103,11 +114,14 @@ export function makeRelease(
     stated?: Partial<Statement>;
     info?: Partial<TorrentInfo>;
     payload?: ReturnType<typeof makePayload>;
+    /** Without an index of its chunks it is as releases were before there was one. */
+    chunks?: boolean;
   } = {},
 ) {
-  const { signers = ["anna"], stated, info } = options;
+  const { signers = ["anna"], stated, info, chunks: isCut = true } = options;
   const { payload, area } = options.payload ?? makePayload();
-  const side = sideOf(payload);
+  const chunks = isCut ? chunksOf(payload) : Buffer.alloc(0);
+  const side = sideOf(payload, chunks);
   const pieceLength = 65_536;
   const pieces: Buffer[] = [];
   for (let at = 0; at < payload.length; at += pieceLength)
@@ -140,6 +154,7 @@ export function makeRelease(
       sha512: sha("sha512", payload),
       boot: area.boot,
       side: { bytes: side.bytes.length, sha256: sha("sha256", side.bytes) },
+      ...(isCut ? { chunks: { alg: CHUNKS_ALG, bytes: chunks.length } } : {}),
       ...stated,
     },
   );

@@ -33,6 +33,8 @@ export interface KeeperOptions {
   runDir: string;
   clock: () => { synced: boolean };
   machine: Pick<Machine, "read">;
+  /** Who signed what has become good counts for nothing older. */
+  raiseSignerFloors(slot: SlotName, hash: string): Promise<void>;
   tell: Tell;
   log: Log;
 }
@@ -128,9 +130,10 @@ export class Keeper {
     evidence: string[],
     by?: { who: string; reason?: string },
   ): Promise<void> {
-    const { quarantine, tell } = this.#options;
+    const { quarantine, tell, raiseSignerFloors } = this.#options;
     this.#decided();
     const facts = { ...factsOf(record, slot), trial: record.confirmed };
+    await onPaper(raiseSignerFloors(slot, facts.hash)).catch((error) => this.#unwritten(error));
     const isNew = await this.#writeOnce({
       what: "confirmed",
       ...facts,

@@ -6,9 +6,11 @@ import { ForeignCard, otherSlot, type SlotName } from "../../boot/layout.ts";
 import type { BootRecord } from "../../boot/record.ts";
 import { Refusal } from "../commands.ts";
 import { Store } from "../store.ts";
+import { raiseSignerFloors } from "../update/trust.ts";
 import { Baseline } from "./baseline.ts";
 import { type OpenCard, openWithin, timely } from "./card.ts";
 import { deviceFacts, hasAround } from "./checks.ts";
+import { asAsked } from "./health.ts";
 import { History } from "./history.ts";
 import { Keeper, type OldSlot, onPaper } from "./keeper.ts";
 import { uptimeOf, wordOf } from "./kernel.ts";
@@ -172,6 +174,7 @@ export class Slots {
       ...{ boot, history, quarantine, store, dir: this.#dir },
       ...{ runDir: options.config.run_dir, clock: options.clock, tell: options.tell, log: options.log },
       machine: options.hal.machine,
+      raiseSignerFloors: (slot, hash) => raiseSignerFloors(options.dataDir, slot, hash),
     });
     const baseline = new Baseline(store, this.#nowMs);
     signal.throwIfAborted();
@@ -242,7 +245,9 @@ export class Slots {
 
   /** Runs the trial this start is. True once the slot is good. */
   async #try(slot: SlotName, record: BootRecord, signal: AbortSignal): Promise<boolean> {
-    const { options } = this;
+    const { config, dataDir } = this.options;
+    const asked = onPaper(asAsked(config, dataDir, slot, record.slots[slot].hash)).catch(() => config);
+    const options = { ...this.options, config: await asked };
     this.#trying = new Trying({
       ...{ options, slot, record, dir: this.#dir, kept: this.#needed },
       ...{ nowMs: this.#nowMs, startedMs: this.#startedMs, bootedMs: this.#bootedMs },

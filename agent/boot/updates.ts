@@ -19,6 +19,10 @@ const File = v.object({
   bytes_total: v.optional(v.number()),
   rate: v.optional(v.nullable(v.number())),
   eta_s: v.optional(v.nullable(v.number())),
+  peers: v.optional(v.number()),
+  bytes_from_slots: v.optional(v.number()),
+  bytes_from_peers: v.optional(v.number()),
+  bytes_from_web: v.optional(v.number()),
   pid: v.pipe(v.number(), v.integer(), v.minValue(1)),
 });
 /** What an install says of itself. */

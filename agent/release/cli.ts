@@ -12,12 +12,16 @@ import {
 } from "../../boot/updatefile.ts";
 import { makeKey } from "../sign/keygen.ts";
 import { parseKeyFile } from "../sign/keys.ts";
-import { openRawKey } from "../sign/rawkey.ts";
+import { KEY_WORDS, openRawKey } from "../sign/rawkey.ts";
 import { CliError, type CliVerb, EXIT, UsageError } from "../terminal.ts";
-import { asUsage, onlyFile, readTrust, readUpdate, writeNew } from "./files.ts";
+import { explainChain } from "./chain.ts";
+import { comparedWith } from "./difference.ts";
+import { asUsage, kindOf, onlyFile, readTrust, readUpdate, writeNew } from "./files.ts";
+import { announce, explainHead } from "./heads.ts";
 import { explainUpdate } from "./inspect.ts";
 import { replacing } from "./pack.ts";
 import { packRelease } from "./packing.ts";
+import { rolesOf, TRUST_SYNOPSIS, trustVerb } from "./trust.ts";
 import { verify } from "./verify.ts";
 import { needed } from "./words.ts";
 
@@ -27,7 +31,7 @@ type Context = Parameters<CliVerb["run"]>[0];
 export const RELEASE_VERBS: readonly CliVerb[] = [
   {
     words: "release keygen",
-    synopsis: "--out FILE [--id ID]",
+    synopsis: "--out FILE [--id ID] [--roles release,trust,head]",
     summary:
       "makes a signer's key (OpenSSH, Ed25519; ssh-keygen -p gives it a passphrase), prints its entry for trust.json",
     needsAgent: false,
@@ -36,38 +40,69 @@ export const RELEASE_VERBS: readonly CliVerb[] = [
   {
     words: "release pack",
     synopsis:
-      '(--root SQUASHFS --kernel FILE --initramfs FILE [--dtb BOARD=FILE]… --version N --name NAME | --payload FILE) --boards "BOARD…" --channel C --target ID --expires TIME|365d [--min-from N] [--floor N] [--created TIME] --out DIR',
+      '(--root SQUASHFS --kernel FILE --initramfs FILE [--dtb BOARD=FILE]… --version N --name NAME | --payload FILE) --boards "BOARD…" --channel C --target ID --expires TIME|365d [--min-from N] [--floor N] [--created TIME] [--prev FILE.fruit|INFOHASH] [--health-service NAME]… [--health-deadline 10m] [--rollout "10%@0h 50%@24h 100%@72h" [--rollout-from TIME] [--jitter 10m]] [--seed URL]… [--tracker URL]… --out DIR',
     summary: "makes payload, side file and unsigned update file: the same bytes every time",
     needsAgent: false,
     run: packRelease,
   },
   {
     words: "release sign",
-    synopsis: "FILE.fruit --key FILE [--id ID]",
-    summary: "adds one signer to an update file and leaves the others as they are",
+    synopsis: `FILE.fruit --key ${KEY_WORDS} [--id ID]`,
+    summary:
+      "adds one signer to an update file and leaves the others as they are; the key: OpenSSH's, a seed in hex, or one in ssh-agent",
     needsAgent: false,
     run: sign,
   },
   {
     words: "release inspect",
-    synopsis: "FILE.fruit [--trust trust.json]",
-    summary: "explains an update file: what it is, for whom, who signed it, what is missing",
+    synopsis: "FILE.fruit|FILE.head|FILE.trust [--trust trust.json] [--against FILE.fruit]",
+    summary:
+      "explains an update file, a head or a chain: what it is, for whom, who signed it, what is missing, what is new in it",
     needsAgent: false,
     run: inspectFile,
   },
   {
     words: "release verify",
     synopsis:
-      "FILE.fruit --trust trust.json [--payload FILE] [--side FILE] [--board BOARD] [--floor N] [--running N] [--at TIME]",
+      "FILE.fruit|FILE.head|FILE.trust --trust trust.json [--payload FILE] [--side FILE] [--board BOARD] [--floor N] [--running N] [--target ID] [--channel C] [--at TIME]",
     summary: "decides as a node would: exit 0 when it would be installed, 4 when it is refused",
     needsAgent: false,
     run: verify,
   },
+  {
+    words: "release head",
+    synopsis: `FILE.fruit --key ${KEY_WORDS} [--expires 7d] [--issued TIME] [--out FILE.head]`,
+    summary: "says for a time that this release is the newest: what nodes hear of it first",
+    needsAgent: false,
+    run: (context) => announce(context, false),
+  },
+  {
+    words: "release withdraw",
+    synopsis: `FILE.fruit --key ${KEY_WORDS} [--expires 7d] [--issued TIME] [--out FILE.head]`,
+    summary: "says that this release is called back: nodes that have not confirmed it leave it",
+    needsAgent: false,
+    run: (context) => announce(context, true),
+  },
+  {
+    words: "release trust",
+    synopsis: TRUST_SYNOPSIS,
+    summary: "makes trust.json, and the chain by which nodes come to believe the next one",
+    needsAgent: false,
+    run: trustVerb,
+  },
 ];
 
 async function keygen({ args, io, json }: Context) {
-  const { values } = parseArgs({ args, options: { out: { type: "string" }, id: { type: "string" } } });
+  const { values } = parseArgs({
+    args,
+    options: {
+      out: { type: "string" },
+      id: { type: "string" },
+      roles: { type: "string", default: "release" },
+    },
+  });
   const path = needed("out", values.out);
+  const roles = rolesOf("roles", values.roles);
   const made = makeKey(values.id ?? basename(path));
   const { publicKey } = parseKeyFile(path, made.privateFile);
   const id = signerId(values.id, publicKey);
@@ -76,7 +111,7 @@ async function keygen({ args, io, json }: Context) {
     [`${path}.pub`, `${made.publicLine}\n`, 0o644],
   ] as const)
     await writeNew(file, text, mode);
-  const entry = { id, key: keyLine(publicKey), roles: ["release"] };
+  const entry = { id, key: keyLine(publicKey), roles };
   if (!json)
     io.err(`fruit: ${path} is the private key, for its owner alone. Its entry in "signers" of trust.json:\n`);
   io.out(`${JSON.stringify(entry)}\n`);
@@ -118,10 +153,16 @@ async function inspectFile(context: Context) {
   const { values, positionals } = parseArgs({
     args: context.args,
     allowPositionals: true,
-    options: { trust: { type: "string" } },
+    options: { trust: { type: "string" }, against: { type: "string" } },
   });
   const path = onlyFile(positionals);
-  return explainUpdate(context, path, values.trust === undefined ? undefined : await readTrust(values.trust));
+  const bytes = await readUpdate(path);
+  const trust = values.trust === undefined ? undefined : await readTrust(values.trust);
+  const kind = kindOf(bytes);
+  if (kind === "head") return explainHead(context, path, bytes, trust);
+  if (kind === "chain") return explainChain(context, path, bytes, trust);
+  const against = await comparedWith(values.against);
+  return explainUpdate(context, path, { ...(trust ? { trust } : {}), ...(against ? { against } : {}) });
 }
 
 /** The id given, or one that follows from the key. */

@@ -3,6 +3,7 @@ import { createHash, type Hash } from "node:crypto";
 import { open } from "node:fs/promises";
 import { crc32 } from "node:zlib";
 import type { FileFacts } from "../../boot/area.ts";
+import { Chunker } from "../../boot/chunks.ts";
 import { LeafHasher, MerkleTree } from "../../boot/merkle.ts";
 import { CliError, EXIT } from "../terminal.ts";
 
@@ -18,6 +19,8 @@ export interface Digest {
   piecesRoot: Uint8Array;
   /** SHA-1 of each piece, one after the other. */
   pieces: Buffer;
+  /** The index of its chunks. */
+  chunks: Buffer;
 }
 
 /** Reads a payload from end to end; `onLeaf` gets the hash of each leaf in turn. Throws `CliError` where it cannot be read. */
@@ -34,6 +37,7 @@ export async function digestPayload(
     onLeaf(leafHash);
   });
   const pieces = new Pieces(pieceLength);
+  const chunker = new Chunker();
   let size = 0;
   for await (const chunk of chunksOf(path)) {
     signal?.throwIfAborted();
@@ -41,6 +45,7 @@ export async function digestPayload(
     whole.sha512.update(chunk);
     leaves.update(chunk);
     pieces.update(chunk);
+    chunker.update(chunk);
     size += chunk.length;
   }
   leaves.end();
@@ -51,6 +56,7 @@ export async function digestPayload(
     sha512: whole.sha512.digest("hex"),
     piecesRoot: tree.root(),
     pieces: pieces.end(),
+    chunks: chunker.end(),
   };
 }
 

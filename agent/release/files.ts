@@ -2,6 +2,7 @@
 import { constants } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { dirname } from "node:path";
+import { BencodeError, decodeBencode } from "../../boot/bencode.ts";
 import { parseTrust, TRUST_MAX_BYTES, type Trust, TrustError } from "../../boot/trust.ts";
 import { ReleaseError, UPDATE_MAX_BYTES } from "../../boot/updatefile.ts";
 import { CliError, EXIT, UsageError } from "../terminal.ts";
@@ -9,9 +10,17 @@ import { CliError, EXIT, UsageError } from "../terminal.ts";
 /** An update file, not yet read as one. Throws `CliError`. */
 export const readUpdate = (path: string): Promise<Buffer> => readSmall(path, UPDATE_MAX_BYTES);
 
+/** The text of a `trust.json`, which must be what its bytes are: it is signed. Throws `CliError`. */
+export async function readTrustText(path: string): Promise<string> {
+  const bytes = await readSmall(path, TRUST_MAX_BYTES);
+  const text = bytes.toString();
+  if (!Buffer.from(text).equals(bytes)) throw new CliError(EXIT.config, `${path}: it is no UTF-8`);
+  return text;
+}
+
 /** A `trust.json`. Throws `CliError` with all that is wrong in it. */
 export async function readTrust(path: string): Promise<Trust> {
-  const text = (await readSmall(path, TRUST_MAX_BYTES)).toString();
+  const text = await readTrustText(path);
   try {
     return parseTrust(text);
   } catch (cause) {
@@ -22,8 +31,20 @@ export async function readTrust(path: string): Promise<Trust> {
   }
 }
 
+/** What a signed file is, by the keys at its top; one that is none of these is read as an update file, which says what is wrong. */
+export function kindOf(bytes: Uint8Array): "update" | "head" | "chain" {
+  try {
+    const { value } = decodeBencode(bytes, UPDATE_MAX_BYTES);
+    if (value instanceof Map && value.has("k") && value.has("v")) return "head";
+    if (value instanceof Map && value.has("links")) return "chain";
+  } catch (cause) {
+    if (!(cause instanceof BencodeError)) throw cause;
+  }
+  return "update";
+}
+
 /** A file that must be read whole, if it is not too long for that. A pipe or a device, which may never end, is none. */
-async function readSmall(path: string, most: number): Promise<Buffer> {
+export async function readSmall(path: string, most: number): Promise<Buffer> {
   try {
     // Opening a pipe that nobody writes to would wait for ever
     const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
@@ -84,9 +105,9 @@ export async function asUsage<T>(work: () => Promise<T>, path?: string): Promise
   }
 }
 
-/** The one update file that is named on the command line. */
-export function onlyFile(positionals: string[]): string {
+/** The one file that is named on the command line, an update file unless it is another. */
+export function onlyFile(positionals: string[], what = "update file"): string {
   const [path, ...more] = positionals;
-  if (path === undefined || more.length > 0) throw new UsageError("expected one update file");
+  if (path === undefined || more.length > 0) throw new UsageError(`expected one ${what}`);
   return path;
 }

@@ -14,6 +14,7 @@ import {
   type UpdateFile,
 } from "../../boot/updatefile.ts";
 import { counted, EXIT, type Exit, type Io, lasting, printable, table } from "../terminal.ts";
+import { type Against, type Difference, differenceOf } from "./difference.ts";
 import { asUsage, readUpdate } from "./files.ts";
 
 /** What is known of one signer. */
@@ -35,6 +36,8 @@ interface Facts {
   /** Absent while the signers do not agree about it. */
   statement?: Record<string, unknown>;
   signers: SignerFacts[];
+  /** What is new in it; absent where there is nothing to hold it against. */
+  difference?: Difference;
   /** What stands between it and an installation, as far as can be told here; empty when nothing does. */
   missing: string[];
 }
@@ -43,17 +46,10 @@ interface Facts {
 export async function explainUpdate(
   { io, json }: { io: Io; json: boolean },
   path: string,
-  trust?: Trust,
+  beside: { trust?: Trust; against?: Against } = {},
 ): Promise<Exit> {
   const now = Math.floor(Date.now() / 1000);
-  const facts = await asUsage(
-    async () =>
-      inspect(path, await readUpdate(path), {
-        now,
-        ...(trust === undefined ? {} : { trust }),
-      }),
-    path,
-  );
+  const facts = await asUsage(async () => inspect(path, await readUpdate(path), { now, ...beside }), path);
   const { stated, ...printed } = facts;
   io.out(json ? `${JSON.stringify(printed)}\n` : show(facts, now));
   return EXIT.done;
@@ -63,7 +59,7 @@ export async function explainUpdate(
 async function inspect(
   path: string,
   bytes: Uint8Array,
-  options: { trust?: Trust; now: number },
+  options: { trust?: Trust; against?: Against; now: number },
 ): Promise<Facts & { stated?: Statement }> {
   const file = parseUpdate(bytes);
   const missing: string[] = [];
@@ -90,6 +86,7 @@ async function inspect(
     size: file.info.length,
     ...(stated ? { statement: plain(stated), stated } : {}),
     signers,
+    ...(stated && options.against ? { difference: differenceOf(file, stated, options.against) } : {}),
     missing,
   };
 }
@@ -103,7 +100,7 @@ function show(facts: Facts & { stated?: Statement }, now: number): string {
       ? [
           ["version", `${stated.version} (channel ${stated.channel}, for ${stated.target})`],
           ["boards", stated.boards.join(", ")],
-          ["installs on", `version ${stated.minFrom} and higher; then nothing below ${stated.floor}`],
+          ["installs on", `version ${stated.minFrom} and higher; then nothing below ${floorsOf(stated)}`],
           ["made", instant(stated.created)],
           ["expires", `${instant(stated.expires)}${away(stated.expires - now)}`],
         ]
@@ -114,6 +111,8 @@ function show(facts: Facts & { stated?: Statement }, now: number): string {
       "swarm",
       `${facts.infohash}, ${counted(Math.ceil(facts.size / facts.piece_length), "piece")} of ${facts.piece_length / 1024} KiB`,
     ],
+    ...(stated ? moreRows(stated) : []),
+    ...(facts.difference ? differenceRows(facts.difference) : []),
     ...(facts.signers.length === 0 ? [["signed by", "nobody"]] : []),
     ...facts.signers.map(({ id, signature }) => ["signed by", `${id}${WORDS[signature]}`]),
     ...facts.missing.map((what) => ["missing", what]),
@@ -126,6 +125,47 @@ const WORDS = {
   bad: ": NOT its signature",
   unknown: " (not checked: its key is in trust.json, give --trust)",
 };
+
+/** The floor of the record, and that of its signers. */
+const floorsOf = ({ floor, version }: Statement) =>
+  floor < version ? `${floor}, and of the same signers nothing below ${version}` : `${floor}`;
+
+/** What a statement may hold and need not. */
+function moreRows({ health, prev, rollout, seeds = [], trackers = [] }: Statement): string[][] {
+  const deadline = health?.deadlineSeconds;
+  const asks = [
+    ...(health?.services ?? []).map((service) => `service ${service}`),
+    ...(deadline === undefined ? [] : [`decided within ${lasting(deadline)}`]),
+  ];
+  const waves = rollout?.waves.map(({ percent, hours }) => `${percent} % after ${hours} h`);
+  return [
+    ...(health ? [["a trial asks", asks.join(", ")]] : []),
+    ...(prev === undefined ? [] : [["before it", `${prev} (swarm)`]]),
+    ...(rollout && waves
+      ? [
+          [
+            "goes round",
+            `from ${instant(rollout.from)}: ${waves.join(", ")}; within ${lasting(rollout.jitterSeconds)} each`,
+          ],
+        ]
+      : []),
+    ...seeds.map((seed) => ["web seed", seed]),
+    ...trackers.map((tracker) => ["tracker", tracker]),
+  ];
+}
+
+function differenceRows({ against, version, size, is_same_payload, changed }: Difference): string[][] {
+  const by = size.to - size.from;
+  const grown = by === 0 ? "the same size" : `${megabytes(Math.abs(by))} ${by > 0 ? "more" : "less"}`;
+  const files = changed.length === 0 ? "no boot file differs" : `another ${changed.join(", ")}`;
+  return [
+    ["beside", against],
+    [
+      "",
+      `version ${version.from} -> ${version.to}, ${is_same_payload ? "the same payload" : `${grown}; ${files}`}`,
+    ],
+  ];
+}
 
 function bootRows({ boot, side }: Statement): string[][] {
   const file = ({ offset, bytes }: { offset: number; bytes: number }) =>
@@ -141,7 +181,7 @@ function bootRows({ boot, side }: Statement): string[][] {
 
 /** The statement as JSON can say it. */
 function plain(stated: Statement): Record<string, unknown> {
-  const { target, minFrom, boot, version, floor, ...rest } = stated;
+  const { target, minFrom, boot, version, floor, health, rollout, ...rest } = stated;
   const { deviceTrees, ...files } = boot;
   return {
     uuid: target,
@@ -149,6 +189,10 @@ function plain(stated: Statement): Record<string, unknown> {
     min_from: String(minFrom),
     floor: String(floor),
     ...rest,
+    ...(health ? { health: { services: health.services, deadline: health.deadlineSeconds } } : {}),
+    ...(rollout
+      ? { rollout: { from: rollout.from, jitter: rollout.jitterSeconds, waves: rollout.waves } }
+      : {}),
     boot: { ...files, dtb: deviceTrees },
   };
 }

@@ -15,7 +15,7 @@ export interface KeptRelease {
   hash: string;
   payloadBytes: number;
   /** What all who signed it state; undefined where they do not state the same: nothing is certain then. */
-  stated<T extends bigint | number>(of: (statement: Statement) => T): T | undefined;
+  stated<T extends bigint | number | string>(of: (statement: Statement) => T): T | undefined;
 }
 
 /** Reads it; undefined where there is none, or none that can be read. */

@@ -11,8 +11,10 @@ import {
   layOut,
   squashfsBytes,
 } from "../../boot/area.ts";
+import { CHUNKS_ALG } from "../../boot/chunks.ts";
 import type { Release } from "../../boot/content.ts";
-import { encodeSideHeader } from "../../boot/side.ts";
+import { HASH_BYTES } from "../../boot/merkle.ts";
+import { encodeSideHeader, SIDE_HEADER_BYTES } from "../../boot/side.ts";
 import type { Statement } from "../../boot/statement.ts";
 import { LOADS } from "../../boot/uboot/switch.ts";
 import { encodeUpdate, RELEASE_NAME } from "../../boot/updatefile.ts";
@@ -42,7 +44,18 @@ export interface Parts {
 /** What is stated of a release beyond its bytes. */
 export type Claims = Pick<
   Statement,
-  "target" | "boards" | "channel" | "minFrom" | "floor" | "created" | "expires"
+  | "target"
+  | "boards"
+  | "channel"
+  | "minFrom"
+  | "floor"
+  | "created"
+  | "expires"
+  | "health"
+  | "prev"
+  | "rollout"
+  | "seeds"
+  | "trackers"
 >;
 
 /** Lays out a payload. Throws `CliError` naming the file that does not fit. */
@@ -139,12 +152,12 @@ export async function describe(
   const pieceLength = pieceLengthFor(area.payloadBytes);
   let statement: Statement | undefined;
   await replacing(files.side, async (side) => {
-    const writer = new SideWriter(side, area.payloadBytes);
+    const writer = new SideWriter(side);
     const onLeaf = (hash: Uint8Array) => writer.add(hash);
     const digest = await digestPayload(files.payload, pieceLength, onLeaf, options.signal);
     if (digest.size !== area.payloadBytes)
       throw new CliError(EXIT.failed, `${files.payload}: it changed while it was read`);
-    const { size, sha256, sha512, piecesRoot, pieces } = digest;
+    const { size, sha256, sha512, piecesRoot, pieces, chunks } = digest;
     const stated = {
       ...claims,
       version: area.version,
@@ -152,7 +165,8 @@ export async function describe(
       sha256,
       sha512,
       boot: area.boot,
-      side: await writer.end(),
+      side: await writer.end(size, chunks),
+      chunks: { alg: CHUNKS_ALG, bytes: chunks.length },
     };
     const update = encodeUpdate({ name, length: size, pieceLength, pieces, piecesRoot }, stated);
     await replacing(files.update, (file) => file.writeFile(update));
@@ -167,7 +181,7 @@ export async function replacing(path: string, fill: (file: FileHandle) => Promis
   const temporary = `${path}.part`;
   try {
     await mkdir(dirname(path), { recursive: true });
-    const file = await open(temporary, "w");
+    const file = await open(temporary, "w+");
     try {
       await fill(file);
       await file.datasync();
@@ -186,14 +200,12 @@ export async function replacing(path: string, fill: (file: FileHandle) => Promis
 /** Hashes of leaves on their way into a side file, a portion at a time. */
 class SideWriter {
   readonly #file: FileHandle;
-  readonly #whole = createHash("sha256");
-  #pending: Uint8Array[];
-  #bytes = 0;
+  #pending: Uint8Array[] = [];
+  #bytes = SIDE_HEADER_BYTES;
   #written: Promise<unknown> = Promise.resolve();
 
-  constructor(file: FileHandle, payloadBytes: number) {
+  constructor(file: FileHandle) {
     this.#file = file;
-    this.#pending = [encodeSideHeader(payloadBytes)];
   }
 
   add(leafHash: Uint8Array): void {
@@ -201,10 +213,13 @@ class SideWriter {
     if (this.#pending.length >= PORTION) this.#flush();
   }
 
-  async end(): Promise<{ bytes: number; sha256: string }> {
+  /** What the payload is known to be only when all of it was read. */
+  async end(payloadBytes: number, chunks: Uint8Array): Promise<{ bytes: number; sha256: string }> {
+    this.#pending.push(chunks);
     this.#flush();
     await this.#written;
-    return { bytes: this.#bytes, sha256: this.#whole.digest("hex") };
+    await writeAll(this.#file, encodeSideHeader(payloadBytes, chunks.length), 0);
+    return { bytes: this.#bytes, sha256: await this.#sha256() };
   }
 
   #flush(): void {
@@ -212,10 +227,22 @@ class SideWriter {
     const at = this.#bytes;
     this.#pending = [];
     this.#bytes += portion.length;
-    this.#whole.update(portion);
     const before = this.#written;
     this.#written = before.then(() => writeAll(this.#file, portion, at));
     this.#written.catch(() => undefined); // `end` throws it
+  }
+
+  /** The header came last: read anew, it is a 500th of the payload. */
+  async #sha256(): Promise<string> {
+    const whole = createHash("sha256");
+    const buffer = Buffer.alloc(PORTION * HASH_BYTES);
+    for (let at = 0; at < this.#bytes; ) {
+      const { bytesRead } = await this.#file.read(buffer, 0, buffer.length, at);
+      if (bytesRead === 0) throw new Error(`a side file of ${this.#bytes} bytes ends at ${at}`);
+      whole.update(buffer.subarray(0, bytesRead));
+      at += bytesRead;
+    }
+    return whole.digest("hex");
   }
 }
 

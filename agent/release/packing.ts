@@ -1,10 +1,11 @@
 /** `fruit release pack`: from files, or from a payload that is laid out, to everything but the signatures. */
 import { basename, resolve } from "node:path";
 import { parseArgs } from "node:util";
-import { CliError, type CliVerb, EXIT, UsageError } from "../terminal.ts";
-import { asUsage } from "./files.ts";
+import { parseUpdate } from "../../boot/updatefile.ts";
+import { CliError, type CliVerb, EXIT, seconds, UsageError } from "../terminal.ts";
+import { asUsage, readUpdate } from "./files.ts";
 import { explainUpdate } from "./inspect.ts";
-import { areaOf, describe, releaseFiles, superblockOf, writePayload } from "./pack.ts";
+import { areaOf, type Claims, describe, releaseFiles, superblockOf, writePayload } from "./pack.ts";
 import { devicesOf, moment, needed, unsigned, words } from "./words.ts";
 
 /** Writes payload, side file and unsigned update file. */
@@ -27,6 +28,14 @@ export async function packRelease(context: Parameters<CliVerb["run"]>[0]) {
       expires: { type: "string" },
       "min-from": { type: "string" },
       floor: { type: "string" },
+      prev: { type: "string" },
+      "health-service": { type: "string", multiple: true, default: [] },
+      "health-deadline": { type: "string" },
+      rollout: { type: "string" },
+      "rollout-from": { type: "string" },
+      jitter: { type: "string" },
+      seed: { type: "string", multiple: true, default: [] },
+      tracker: { type: "string", multiple: true, default: [] },
       out: { type: "string" },
     },
   }).values;
@@ -55,9 +64,52 @@ export async function packRelease(context: Parameters<CliVerb["run"]>[0]) {
     expires: moment("expires", expires, created),
     minFrom: unsigned("min-from", values["min-from"] ?? "0"),
     floor: unsigned("floor", values.floor ?? String(version)),
+    ...healthOf(values["health-service"], values["health-deadline"]),
+    ...(values.prev === undefined ? {} : { prev: await infohashOf(values.prev) }),
+    ...rolloutOf(values, created),
+    ...(values.seed.length > 0 ? { seeds: values.seed } : {}),
+    ...(values.tracker.length > 0 ? { trackers: values.tracker } : {}),
   };
   await asUsage(() => describe(files, { name, area, claims, signal: io.signal }));
   return explainUpdate(context, files.update);
+}
+
+/** What a trial of it asks for, beyond the node's own checks. */
+function healthOf(services: string[], deadline: string | undefined): Pick<Claims, "health"> {
+  if (services.length === 0 && deadline === undefined) return {};
+  const more = deadline === undefined ? {} : { deadlineSeconds: seconds("--health-deadline", deadline) };
+  return { health: { services, ...more } };
+}
+
+/** The infohash that is given, or that of the update file that is. */
+async function infohashOf(text: string): Promise<string> {
+  if (/^[0-9a-f]{40}$/.test(text)) return text;
+  return asUsage(async () => parseUpdate(await readUpdate(text)).infohash, text);
+}
+
+/** `10%@0h 50%@24h 100%@72h`: how much of the fleet may begin when. */
+function rolloutOf(
+  values: { rollout?: string | undefined; "rollout-from"?: string | undefined; jitter?: string | undefined },
+  created: number,
+): Pick<Claims, "rollout"> {
+  const { rollout, jitter, "rollout-from": from } = values;
+  if (rollout === undefined) {
+    if (jitter ?? from) throw new UsageError("--jitter and --rollout-from go with --rollout");
+    return {};
+  }
+  const waves = words("rollout", [rollout]).map((word) => {
+    const [, percent, hours] = /^(\d{1,3})%@(\d{1,4})h$/.exec(word) ?? [];
+    if (hours === undefined)
+      throw new UsageError(`--rollout: "${word}" is not PERCENT%@HOURSh (10%@0h 100%@24h)`);
+    return { percent: Number(percent), hours: Number(hours) };
+  });
+  return {
+    rollout: {
+      from: from === undefined ? created : moment("rollout-from", from, created),
+      jitterSeconds: seconds("--jitter", jitter ?? "10m"),
+      waves,
+    },
+  };
 }
 
 /** Makes the payload of its parts. */

@@ -14,8 +14,10 @@ import {
 } from "../../boot/updatefile.ts";
 import { openDisk } from "../../hal/disk.ts";
 import { CliError, type CliVerb, EXIT } from "../terminal.ts";
+import { verifyChain } from "./chain.ts";
 import { digestPayload } from "./digest.ts";
-import { onlyFile, readTrust, readUpdate } from "./files.ts";
+import { kindOf, onlyFile, readTrust, readUpdate } from "./files.ts";
+import { verifyHeadFile } from "./heads.ts";
 import { areaOf } from "./pack.ts";
 import { moment, needed, unsigned } from "./words.ts";
 
@@ -32,10 +34,14 @@ export async function verify({ args, io, json }: Parameters<CliVerb["run"]>[0]) 
       floor: { type: "string", default: "0" },
       running: { type: "string" },
       at: { type: "string" },
+      target: { type: "string" },
+      channel: { type: "string" },
     },
   });
   const path = onlyFile(positionals);
   const trust = await readTrust(needed("trust", values.trust));
+  const bytes = await readUpdate(path);
+  const kind = kindOf(bytes);
   const node = {
     now: values.at === undefined ? Math.floor(Date.now() / 1000) : moment("at", values.at),
     atLeast: 0,
@@ -43,7 +49,11 @@ export async function verify({ args, io, json }: Parameters<CliVerb["run"]>[0]) 
     floor: unsigned("floor", values.floor),
     running: values.running === undefined ? undefined : unsigned("running", values.running),
   };
-  const bytes = await readUpdate(path);
+  if (kind === "chain") return verifyChain(io, json, path, bytes, trust);
+  if (kind === "head")
+    return verifyHeadFile(io, json, path, bytes, {
+      ...{ trust, now: node.now, target: values.target, channel: values.channel },
+    });
   const say = (facts: object) =>
     json && io.out(`${JSON.stringify({ schema: "fruit.release-verify/1", ...facts })}\n`);
   try {

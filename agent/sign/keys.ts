@@ -48,8 +48,11 @@ export async function openKey(
   };
 }
 
-/** The text of a key file. Throws `CliError`, also where others could read a private key. */
-export async function readKeyFile(path: string): Promise<string> {
+/** The text of a key file. Throws `CliError`, also where others could read a private key: OpenSSH's, or what `isPrivate` says is one. */
+export async function readKeyFile(
+  path: string,
+  isPrivate: (text: string) => boolean = () => false,
+): Promise<string> {
   let handle: FileHandle | undefined;
   try {
     handle = await open(path, "r");
@@ -57,7 +60,8 @@ export async function readKeyFile(path: string): Promise<string> {
     if (size > KEY_MAX_BYTES) throw new CliError(EXIT.usage, `${path}: ${size} bytes are no key`);
     const text = await handle.readFile("utf8");
     // OpenSSH's rule: others must not read a private key that is ours
-    if (text.includes("PRIVATE KEY-----") && uid === process.getuid?.() && mode & 0o077)
+    const isOurs = text.includes("PRIVATE KEY-----") || isPrivate(text);
+    if (isOurs && uid === process.getuid?.() && mode & 0o077)
       throw new CliError(
         EXIT.usage,
         `${path}: others can read this private key (mode ${(mode & 0o777).toString(8)}); chmod 600 ${path}`,
