@@ -2,11 +2,13 @@
 import { build } from "../../image/build.ts";
 import { FRUIT, SOURCES } from "../node.ts";
 import { consoles } from "./consoles.ts";
+import { delta } from "./delta.ts";
 import { fleet } from "./fleet.ts";
 import { install } from "./install.ts";
 import { latency } from "./latency.ts";
 import { rest } from "./rest.ts";
 import { start } from "./start.ts";
+import { swarm } from "./swarm.ts";
 import { render, type Table } from "./table.ts";
 import { wires } from "./wires.ts";
 
@@ -18,6 +20,8 @@ const BENCHES: Record<string, () => Promise<Table>> = {
   consoles,
   wires,
   install,
+  swarm,
+  delta,
 };
 
 const asked = process.argv.slice(2);
