@@ -73,7 +73,10 @@ test("what was looked at without success is looked at again only when more has c
   expect(expecting.look()).toBe(false);
 });
 
-test.each(["(a+)+$", "(.*)*x", "(\\w+\\s?)*$", "(a|aa)+$"])(
+/** Each takes half a second: proof/fuzz.proof.ts has all of them. */
+const ENDLESS = ["(a+)+$", ...(process.env.FRUIT_FUZZ ? ["(.*)*x", "(\\w+\\s?)*$", "(a|aa)+$"] : [])];
+
+test.each(ENDLESS)(
   "%s ends by itself on what it cannot match",
   (pattern) => {
     const expecting = new Expecting(parsePattern(pattern));

@@ -33,7 +33,8 @@ test("1 power: a cut in the first, a middle and the last write of the payload", 
   expect(
     await examine(
       await went,
-      ({ k, name }) => [middle, last].includes(k) && /\/(cut|torn:\d*[02]:|tail|lost)/.test(name),
+      ({ k, name }) =>
+        [middle, last].includes(k) && /\/(cut|torn:\d*0:(old|mixed|random)|tail:\d*[05]$|lost)/.test(name),
     ),
   ).toEqual([]);
 });

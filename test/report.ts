@@ -28,8 +28,12 @@ export function filesOf(pattern: string): string[] {
   return [...new Glob(pattern).scanSync(root)].sort().map((file) => `./${file}`);
 }
 
-/** Runs test files; with the flag `--parallel` several at a time, each in a process of its own. */
-export async function tests(files: readonly string[], flags: readonly string[]): Promise<Tally> {
+/** Runs test files, `env` being added to the environment; with the flag `--parallel` several at a time, each in a process of its own. */
+export async function tests(
+  files: readonly string[],
+  flags: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Promise<Tally> {
   const folder = mkdtempSync(join(tmpdir(), "fruit-report-"));
   const outfile = join(folder, "junit.xml");
   const command = [
@@ -41,7 +45,11 @@ export async function tests(files: readonly string[], flags: readonly string[]):
     ...files,
   ];
   try {
-    const exit = await Bun.spawn(command, { cwd: root, stdio: ["ignore", "inherit", "inherit"] }).exited;
+    const exit = await Bun.spawn(command, {
+      cwd: root,
+      env: { ...process.env, ...env },
+      stdio: ["ignore", "inherit", "inherit"],
+    }).exited;
     const tally = read(outfile);
     // A run that failed without a failed test (a file that does not load, a crash) must not pass.
     return exit !== 0 && tally.failed === 0 ? { ...tally, failed: 1 } : tally;

@@ -26,6 +26,8 @@ function stackNode(
     limits?: { commandMs: number; downMs: number };
     /** Edges are told by what the line is when they are heard, as sysfs does: it is high again. */
     isOver?: boolean;
+    /** The controller keeps the edge that we make and tells it when the line is opened anew, as a PL061 does; by then so long has passed. */
+    keepsMs?: number;
   } = {},
 ) {
   const folder = scratch();
@@ -49,14 +51,35 @@ function stackNode(
   const told: string[] = [];
   const hearts: object[] = [];
   const raised: string[] = [];
+  const looks: number[] = [];
+  let hasKept = false;
   const role = createStackRole({
     config,
     hal: {
       machine,
       openGpio: async (...args) => {
         const line = await sim.openGpio(...args);
-        if (!options.isOver) return line;
-        return { ...line, onEdge: (happened) => line.onEdge(() => happened(1)) };
+        return {
+          ...line,
+          read: async () => {
+            const level = await line.read();
+            if (args[0] === 6) looks.push(level);
+            return level;
+          },
+          write: (level) => {
+            hasKept ||= args[0] === 6 && options.keepsMs !== undefined;
+            return line.write(level);
+          },
+          onEdge: (happened) => {
+            line.onEdge(options.isOver ? () => happened(1) : happened);
+            if (!hasKept) return;
+            hasKept = false;
+            setImmediate(() => {
+              Bun.sleepSync(options.keepsMs ?? 0);
+              happened(0);
+            });
+          },
+        };
       },
       openHeart: (gpio, times) => {
         hearts.push({ gpio, ...times });
@@ -108,6 +131,7 @@ function stackNode(
     raised,
     told,
     hearts,
+    looks,
     file,
     run,
     stop,
@@ -293,6 +317,7 @@ test("the shutdown command is of a group of its own, which outlives the agent's"
 test("our own announcement is 0.2 s low and an input again, and is not taken for the board's request", async () => {
   const node = stackNode();
   await node.playing();
+  const before = node.looks.length;
   expect(await node.run("stack.announce")).toMatchObject({ state: "done" });
   await until("an input", () => node.gpio.list()[6]?.direction === "in");
   const [fall, rise, ...more] = node.gpio.levels(6);
@@ -303,12 +328,37 @@ test("our own announcement is 0.2 s low and an input again, and is not taken for
     state: "unchanged",
     message: "the board was told already",
   });
-  // The line is listened to again.
-  await until("listened to", () => node.gpio.list()[6]?.consumer === "fruit");
+  await until("listened to again", () => node.looks.slice(before).filter(Boolean).length === 2);
   node.gpio.outside(6, 0);
   await until("down", () => node.downs() === 1);
   expect(node.raised).toEqual([]);
 });
+
+test.each([
+  { pull: 0, keepsMs: 0, what: "on a line that stays low" },
+  { pull: 0, keepsMs: 300, what: "on a line that stays low, late" },
+  { pull: 1, keepsMs: 0, what: "on a line that is high again" },
+  { pull: 1, keepsMs: 300, what: "on a line that is high again, late" },
+] as const)(
+  "our own edge, which the controller kept until the line is listened to again, is no request $what",
+  async ({ pull, keepsMs }) => {
+    const node = stackNode({ keepsMs });
+    await node.playing();
+    const announcing = node.run("stack.announce");
+    await until("low", () => node.gpio.level(6) === 0);
+    node.gpio.outside(6, pull);
+    await announcing;
+    // Looks at the line of a second later: whatever was to become of that edge has
+    const looks = node.looks.length;
+    await until("it is looked at again", () => node.looks.length >= looks + 4);
+    expect(node.told).toEqual(["stack.announced"]);
+    node.gpio.outside(6, 1);
+    const before = node.looks.length;
+    await until("seen high", () => node.looks.slice(before).includes(1));
+    node.gpio.outside(6, 0);
+    await until("down", () => node.downs() === 1);
+  },
+);
 
 test("halt tells the board first and then runs the command", async () => {
   const node = stackNode();

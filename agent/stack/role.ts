@@ -30,6 +30,9 @@ type Half = "heart" | "line";
  * A falling edge on the shutdown line is a request. So is a low line when it is opened anew, if it was seen high before;
  * a line that is low when the agent starts is none, because on boards without the pull-up it may float. An edge that was
  * told late, while this program was busy, is believed although the line is high again.
+ *
+ * Our own announcement makes an edge too, and a controller may keep it until the line is opened anew (PL061): no edge is
+ * believed before the line was seen high again, and for its first second none for being late.
  */
 export class Role {
   readonly #options: StackOptions;
@@ -39,10 +42,8 @@ export class Role {
   /** The shutdown line while it is listened to, and how to have it opened anew. */
   #listening: { line: GpioLine; again: AbortController } | undefined;
   #announcement: Promise<void> | undefined;
-  /** Whether the line was seen high since the agent started, or since we pulled it low ourselves. */
-  #wasHigh = false;
-  /** From the announcement's beginning until the line is listened to again. */
-  #isAnnouncing = false;
+  /** The line since the agent started: not seen high yet, seen high, or pulled low by ourselves and not seen high since. */
+  #line: "unknown" | "high" | "ours" = "unknown";
   #goesDown: string | undefined;
   /** When the board last knew that this node goes down, and how. */
   #known: { atMs: number; how: string } | undefined;
@@ -92,20 +93,15 @@ export class Role {
     const { config, hal, tell } = this.#options;
     const listening = this.#listening;
     const line = listening?.line ?? (await hal.openGpio(config.shutdown_gpio, INPUT));
-    // Until the line is an input again: the edge is ours, and not the board's request.
-    this.#isAnnouncing = true;
+    this.#line = "ours";
     try {
       await line.write(0);
-      this.#wasHigh = false;
       // To its end, also when the agent is told to stop: half a pulse tells nothing.
       await sleep(ANNOUNCE_MS);
       this.#known = { atMs: performance.now(), how: "the board was told already" };
       tell("stack.announced", { message: "the board was told that this node shuts down" });
     } finally {
-      await line.close().finally(() => {
-        if (listening) listening.again.abort();
-        else this.#isAnnouncing = false;
-      });
+      await line.close().finally(() => listening?.again.abort());
     }
   }
 
@@ -193,18 +189,20 @@ export class Role {
     const over = AbortSignal.any([signal, again.signal]);
     try {
       const promptness = watchLoop(over);
+      let mayTellOurs = this.#line === "ours";
+      await this.#look(line);
       line.onEdge((level) => {
-        const isLate = promptness.wasLate();
+        const isLate = promptness.wasLate() && !mayTellOurs;
         if (level === 0 || isLate) void this.#fell(line, signal, isLate);
       });
       this.#listening = { line, again };
-      this.#isAnnouncing = false;
       this.#problem("line", undefined);
       // An edge while nobody listened is missed, the level is not. At the very start it may float.
-      if ((await line.read()) === 0 && this.#wasHigh) void this.#fell(line, signal, false);
+      if ((await this.#look(line)) === 0 && this.#line === "high") void this.#fell(line, signal, false);
       while (!over.aborted) {
-        if ((await line.read()) === 1) this.#wasHigh = true;
         await sleep(ALIVE_MS, undefined, { signal: over }).catch(() => undefined);
+        mayTellOurs = this.#line === "ours";
+        await this.#look(line);
       }
     } catch (error) {
       if (!over.aborted) throw error;
@@ -215,11 +213,18 @@ export class Role {
     }
   }
 
+  /** The level of the line, noted where it is high without our doing. */
+  async #look(line: GpioLine): Promise<0 | 1> {
+    const level = await line.read();
+    if (level === 1 && !this.#announcement) this.#line = "high";
+    return level;
+  }
+
   /** The line fell: a request, unless it was a disturbance, or we did it. */
   async #fell(line: GpioLine, signal: AbortSignal, isLate: boolean): Promise<void> {
     await sleep(STEADY_MS, undefined, { signal }).catch(() => undefined);
     const isRequest = isLate || (await line.read().catch(() => 1)) === 0;
-    if (!isRequest || this.#isAnnouncing || this.#goesDown !== undefined || signal.aborted) return;
+    if (!isRequest || this.#line === "ours" || this.#goesDown !== undefined || signal.aborted) return;
     this.#known = { atMs: performance.now(), how: "the board asked for it, and knows" };
     await this.goDown("the board asks for it", signal).catch(() => undefined);
   }

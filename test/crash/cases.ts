@@ -51,4 +51,4 @@ function* named(
 }
 
 /** The same cases every time: few of the many that tear a slot which is being filled, more of the others. */
-export const sample: Wanted = (name, isData) => Number(Bun.hash(name) % (isData ? 240n : 24n)) === 0;
+export const sample: Wanted = (name, isData) => Number(Bun.hash(name) % (isData ? 600n : 60n)) === 0;

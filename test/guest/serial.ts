@@ -8,7 +8,7 @@ import { ioctl } from "../../hal/native/libc.ts";
 import { serialBinding } from "../../hal/native/serial.ts";
 import type { SerialPort } from "../../hal/native/serial-port.ts";
 import { LINE, REQUEST } from "../../hal/native/termios.ts";
-import type { LineSettings } from "../../hal/ports.ts";
+import type { LineSettings, SerialLine } from "../../hal/ports.ts";
 import { openLine } from "../../hal/serial.ts";
 
 const [check = "", path = "", ...more] = process.argv.slice(2);
@@ -130,7 +130,7 @@ async function port(): Promise<void> {
   });
 }
 
-/** The far side holds the line with XOFF when it hears READY, and lets it go some seconds later. */
+/** The far side holds the line with XOFF when it hears READY, and lets it go when it is said that nothing was sent. */
 async function held(): Promise<void> {
   await holding({ baudRate: 115200, xon: true }, async (port) => {
     await port.write(Buffer.from("READY"));
@@ -172,7 +172,7 @@ async function held(): Promise<void> {
 
 const SETTINGS: LineSettings = { baud: 115200, data_bits: 8, parity: "none", stop_bits: 1, flow: "none" };
 
-/** The adapter is pulled out when it says READY, and plugged in again. */
+/** The adapter is pulled out when it says READY, and plugged in again when it was found absent. */
 async function unplugged(): Promise<void> {
   const gone = Promise.withResolvers<Error>();
   const line = await openLine(path, SETTINGS, { bytes: () => undefined, gone: gone.resolve });
@@ -184,20 +184,26 @@ async function unplugged(): Promise<void> {
   });
   await line.close();
   const open = () => openLine(path, SETTINGS, { bytes: () => undefined, gone: () => undefined });
+  await say("while it is out it is absent", async () => {
+    const error = await open().catch((error) => error);
+    same(error.code, "absent");
+  });
   const codes = new Set<string>();
-  for (;;) {
-    const again = await open().catch((error) => {
-      codes.add(error.code);
-      return undefined;
-    });
-    if (again) {
-      await again.write(Buffer.from("BACK"));
-      await again.close();
-      break;
+  const back = async (): Promise<SerialLine> => {
+    for (;;) {
+      try {
+        return await open();
+      } catch (error) {
+        codes.add(Object(error).code);
+        await sleep(50);
+      }
     }
-    await sleep(50);
-  }
-  await say("while it is out it is absent", async () => same([...codes], ["absent"]));
+  };
+  const again = await back();
+  await again.write(Buffer.from("BACK"));
+  await again.close();
+  codes.delete("absent");
+  await say("it was nothing else until it was back", async () => same([...codes], []));
 }
 
 const CHECKS: Record<string, () => Promise<void>> = { port, held, unplugged };

@@ -1,4 +1,4 @@
-/** Every parser of foreign bytes again, with many times the mutations of the everyday run. */
+/** Every parser of foreign bytes again, with many times the mutations of the everyday run; and whole what that only samples. */
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
