@@ -21,6 +21,7 @@ const VERBS: Record<string, () => Promise<readonly CliVerb[]>> = {
   stack: async () => (await import("./stack/cli.ts")).STACK_VERBS,
   boot: async () => (await import("./boot/cli.ts")).BOOT_VERBS,
   update: async () => (await import("./update/cli.ts")).UPDATE_VERBS,
+  swarm: async () => (await import("./swarm/main.ts")).SWARM_VERBS,
   telemetry: async () => [
     ...(await import("./telemetry/cli.ts")).TELEMETRY_VERBS,
     ...(await import("./node.ts")).NODE_VERBS,
@@ -146,7 +147,8 @@ function usage(verb: CliVerb): string {
 
 async function overview(): Promise<string> {
   const families = await Promise.all(Object.keys(VERBS).map(familyOf));
-  const lines = families.flat().map(({ words, summary }) => `  ${words.padEnd(18)} ${summary}\n`);
+  const shown = families.flat().filter(({ isInternal }) => !isInternal);
+  const lines = shown.map(({ words, summary }) => `  ${words.padEnd(18)} ${summary}\n`);
   return `fruit: node software for stacks of Raspberry Pis
 
 ${lines.join("")}

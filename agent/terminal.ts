@@ -104,6 +104,8 @@ export interface CliVerb {
   summary: string;
   /** Needs a running agent (a door), or works by itself on the day the agent does not start. */
   needsAgent: boolean;
+  /** Nobody types it: the program starts itself with it. */
+  isInternal?: true;
   run(context: { args: string[]; io: Io; json: boolean; send: Send; attach: Attach }): Promise<Exit>;
 }
 

@@ -13,10 +13,11 @@ import { Rs485Link } from "../../hal/sim/rs485.ts";
 import { SimStack } from "../../hal/sim/stack.ts";
 import { serveBus } from "../../hal/sim/wire.ts";
 import { holdFolder } from "../hold.ts";
+import { program } from "../program.ts";
 import { makeKey } from "../sign/keygen.ts";
 import { CliError, counted, EXIT, type Io } from "../terminal.ts";
 import { startBroker } from "./broker.ts";
-import { DemoPi, program, type Report } from "./nodes.ts";
+import { DemoPi, type Report } from "./nodes.ts";
 import { Screen } from "./screen.ts";
 
 /** What the demo was asked to be. */

@@ -1,11 +1,12 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { closeSync, openSync } from "node:fs";
-import { argv, execPath } from "node:process";
+import { execPath } from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { OutletId } from "../../hal/ports.ts";
 import { PiConsole, type Wanted } from "../../hal/sim/console.ts";
 import type { SimHost } from "../../hal/sim/stack.ts";
 import { serveUart } from "../../hal/sim/uartwire.ts";
+import { program } from "../program.ts";
 
 /** How long a simulated Pi needs from power to its agent's start, milliseconds: a real one needs about half a minute. */
 const BOOT_MS = 2500;
@@ -134,10 +135,4 @@ export class DemoPi implements SimHost {
     this.#report(this.#outlet, state);
     this.#console.became(state);
   }
-}
-
-/** The words before the verb that start this same program: none in a compiled executable, the script in sources. */
-export function program(): string[] {
-  const script = argv[1];
-  return script && !script.startsWith("/$bunfs/") ? [script] : [];
 }

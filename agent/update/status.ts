@@ -2,7 +2,7 @@
 import { SLOTS } from "../../boot/layout.ts";
 import type { OpenCard } from "../boot/card.ts";
 import { readInstalling } from "../boot/updates.ts";
-import { type Io, lasting, table } from "../terminal.ts";
+import { counted, type Io, lasting, table } from "../terminal.ts";
 import { megabytes } from "./running.ts";
 
 /** Prints it. */
@@ -27,8 +27,13 @@ export async function showStatus(
     const pace = rate ? `, ${megabytes(rate)} MB/s` : "";
     const left = eta_s ? `, ${lasting(eta_s)} left` : "";
     io.out(
-      `version ${version}: ${phase}, ${megabytes(bytes_done)} of ${megabytes(bytes_total)} MB${pace}${left} (process ${pid})\n`,
+      `${version === undefined ? "a release" : `version ${version}`}: ${phase}, ${megabytes(bytes_done)} of ${megabytes(bytes_total)} MB${pace}${left} (process ${pid})\n`,
     );
+    const { peers, bytes_from_slots = 0, bytes_from_peers = 0, bytes_from_web = 0 } = installing;
+    if (peers !== undefined)
+      io.out(
+        `${megabytes(bytes_from_slots)} MB from the slots, ${megabytes(bytes_from_peers)} MB from ${counted(peers, "peer")}, ${megabytes(bytes_from_web)} MB from web seeds\n`,
+      );
   } else io.out("no install is running\n");
   io.out(
     table([
