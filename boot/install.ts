@@ -6,11 +6,16 @@ import type { Leaves } from "./leaf.ts";
 import type { ProgressStore } from "./progress.ts";
 import type { BootSwitch } from "./switch.ts";
 
+/** Where a leaf came from: one of the node's own slots, nowhere since it is zeros, or the payload, however that comes. */
+export type Origin = "slots" | "zeros" | "payload";
+
 /** What an install is doing. `bytes` counts towards `of`. */
 export interface Step {
-  phase: "checking" | "writing" | "reading-back" | "staged";
+  phase: "checking" | "indexing" | "copying" | "writing" | "reading-back" | "staged";
   bytes: number;
   of: number;
+  /** Of what was taken since it was begun or gone on with: bytes by their origin. */
+  from?: Readonly<Record<Origin, number>>;
 }
 
 /** What a writer needs. */

@@ -72,18 +72,16 @@ export interface Pace {
 }
 
 /**
- * The content hash, as a record keeps it, of the first `size` bytes of a stretch of a disk, read past the cache. In memory is one piece.
- * Throws `HalError`, and what the signal says.
+ * The first `size` bytes of a stretch of a disk, read past the cache, piece after piece; each is overwritten by the next, and no other is
+ * in memory. Throws `HalError`, and what the signal says.
  */
-export async function readHash(
-  disk: BlockDevice,
+export async function* paced(
+  disk: Pick<BlockDevice, "name" | "readMedium">,
   { offset, bytes }: { offset: number; bytes: number },
   size: number,
   pace: Pace,
   signal: AbortSignal,
-): Promise<string> {
-  const tree = new MerkleTree();
-  const hasher = new LeafHasher((leaf) => tree.add(leaf));
+): AsyncGenerator<Uint8Array> {
   let memory: Uint8Array | undefined;
   for (let at = 0; at < size; at += pace.bytes) {
     signal.throwIfAborted();
@@ -97,9 +95,22 @@ export async function readHash(
     // Whole blocks of the medium; what follows a payload is still the slot's
     const read = disk.readMedium(offset + at, Math.min(onDisk(length), bytes - at), memory);
     memory = await within(pace.limitMs, read, late);
-    hasher.update(memory.subarray(0, length));
+    yield memory.subarray(0, length);
     await sleep(pace.restMs(performance.now() - began), undefined, { signal });
   }
+}
+
+/** The content hash, as a record keeps it, of the first `size` bytes of a stretch of a disk. Reads and throws as `paced` does. */
+export async function readHash(
+  disk: Pick<BlockDevice, "name" | "readMedium">,
+  stretch: { offset: number; bytes: number },
+  size: number,
+  pace: Pace,
+  signal: AbortSignal,
+): Promise<string> {
+  const tree = new MerkleTree();
+  const hasher = new LeafHasher((leaf) => tree.add(leaf));
+  for await (const piece of paced(disk, stretch, size, pace, signal)) hasher.update(piece);
   hasher.end();
   return hashPrefix(tree.root());
 }

@@ -38,6 +38,8 @@ export class Runs {
   /** Those being filled, the oldest first. */
   readonly #open = new Map<number, Run>();
   readonly #writing = new Set<Promise<void>>();
+  /** Those that are full, until the kernel has them. */
+  readonly #leaving = new Set<Run>();
   /** Memory to be used again. */
   readonly #spare: Uint8Array[] = [];
   readonly #compared: Uint8Array[] = [];
@@ -59,6 +61,18 @@ export class Runs {
     run.bytes.fill(0, at + bytes.length, at + onDisk(bytes.length));
     run.leaves.add(leaf % LEAVES_A_RUN);
     if (run.leaves.count === this.#wanted(number)) await this.#send(run);
+  }
+
+  /** A copy of a leaf that was put and that the kernel has not got yet. */
+  held(leaf: number): Uint8Array | undefined {
+    const number = Math.floor(leaf / LEAVES_A_RUN);
+    const index = leaf % LEAVES_A_RUN;
+    for (const run of [...this.#open.values(), ...this.#leaving])
+      if (run.number === number && run.leaves.has(index)) {
+        const from = index * LEAF_BYTES;
+        return run.bytes.slice(from, from + Math.min(LEAF_BYTES, this.#size - leaf * LEAF_BYTES));
+      }
+    return undefined;
   }
 
   /** Resolves when the kernel has all that was put, half filled runs too. */
@@ -90,6 +104,7 @@ export class Runs {
 
   async #send(run: Run): Promise<void> {
     this.#open.delete(run.number);
+    this.#leaving.add(run);
     while (this.#writing.size >= WRITING_MOST) await Promise.race(this.#writing);
     this.#check();
     const writing = this.#write(run)
@@ -98,6 +113,7 @@ export class Runs {
       })
       .finally(() => {
         this.#writing.delete(writing);
+        this.#leaving.delete(run);
         this.#spare.push(run.bytes);
       });
     this.#writing.add(writing);

@@ -16,6 +16,8 @@ export class SourceError extends Error {
 export interface Source {
   /** Brings every leaf that the writer needs. Throws `SourceError`, `WrongLeaf`, `HalError`, and what the writer's signal says. */
   pour(writer: SlotWriter): Promise<void>;
+  /** It comes over a network: to look through a whole slot for parts of it is cheaper. */
+  isFar?: boolean;
   /** A leaf once more; absent where what went by is gone. */
   again?: (leaf: number) => Promise<Uint8Array>;
 }

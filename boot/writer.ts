@@ -12,7 +12,7 @@
 import { admit, BLOCK, contentOf, hashPrefix, onDisk } from "./admit.ts";
 import { LEAF_BYTES } from "./content.ts";
 import { failpoint } from "./failpoint.ts";
-import type { Install, Step } from "./install.ts";
+import type { Install, Origin, Step } from "./install.ts";
 import { Judge } from "./leaf.ts";
 import { Bits, type Installing } from "./progress.ts";
 import { windows } from "./readback.ts";
@@ -39,6 +39,8 @@ export class SlotWriter {
   /** What need not come again, and what of it the kernel has. */
   readonly #taken: Bits;
   readonly #written: Bits;
+  /** Bytes taken, by where they came from. */
+  readonly #from: Record<Origin, number> = { slots: 0, zeros: 0, payload: 0 };
   /** Leaf 0 until its turn comes. */
   #first: Uint8Array | undefined;
   #sinceCheckpoint = 0;
@@ -75,7 +77,6 @@ export class SlotWriter {
     await writer.#expectOurs();
     await writer.#destroyFirst();
     if (goesOn) await writer.#recall(before.done);
-    writer.#report("writing", writer.#takenBytes());
     return writer;
   }
 
@@ -94,9 +95,19 @@ export class SlotWriter {
     return this.#runs.written;
   }
 
+  /** Bytes that were taken since it was opened, by where they came from. */
+  get from(): Readonly<Record<Origin, number>> {
+    return { ...this.#from };
+  }
+
   /** Why its progress could not be kept, where that is so: the install goes on, but could not be resumed. */
   get unsaved(): Error | undefined {
     return this.#unsaved;
+  }
+
+  /** Reports what begins now. */
+  tell(phase: "copying" | "writing"): void {
+    this.#report(phase, this.#takenBytes());
   }
 
   /** Whether a leaf has yet to come. */
@@ -108,8 +119,21 @@ export class SlotWriter {
    * Takes a leaf, in any order, once or more often; the bytes are the caller's again when it resolves. Whoever does not wait
    * for it keeps what it has not taken in memory. Throws `WrongLeaf`, and nothing has changed; `HalError`.
    */
-  put(leaf: number, bytes: Uint8Array): Promise<void> {
-    return this.#inTurn(() => this.#put(leaf, bytes));
+  put(leaf: number, bytes: Uint8Array, from: Origin = "payload"): Promise<void> {
+    return this.#inTurn(() => this.#put(leaf, bytes, from));
+  }
+
+  /**
+   * A leaf that was taken, wherever it is by now; the array is the caller's. It waits for no `put` and no `finish`. Throws `WriterError`
+   * for one that has yet to come, `WrongLeaf` where the medium no longer has it, `HalError`.
+   */
+  async read(leaf: number): Promise<Uint8Array> {
+    if (!this.#taken.has(leaf)) throw new WriterError(`leaf ${leaf} has not come yet`);
+    const inMemory = leaf === 0 ? this.#first?.slice() : this.#runs.held(leaf);
+    if (inMemory) return inMemory;
+    const bytes = await this.#install.device.read(leaf * LEAF_BYTES, this.#judge.lengthOf(leaf));
+    await this.#judge.check(leaf, bytes);
+    return bytes;
   }
 
   /**
@@ -128,16 +152,17 @@ export class SlotWriter {
     });
   }
 
-  async #put(leaf: number, bytes: Uint8Array): Promise<void> {
+  async #put(leaf: number, bytes: Uint8Array, from: Origin): Promise<void> {
     this.#install.signal.throwIfAborted();
     await this.#judge.check(leaf, bytes);
     if (this.#taken.has(leaf)) return;
     if (leaf === 0) this.#first = Uint8Array.from(bytes);
     else await this.#runs.put(leaf, bytes);
     this.#taken.add(leaf);
+    this.#from[from] += bytes.length;
     failpoint("writer.leaf", this.#taken.count);
     this.#sinceCheckpoint += bytes.length;
-    if (this.#taken.count % REPORT_LEAVES === 0) this.#report("writing", this.#takenBytes());
+    if (this.#taken.count % REPORT_LEAVES === 0) this.tell(from === "payload" ? "writing" : "copying");
     if (this.#sinceCheckpoint >= CHECKPOINT_BYTES) await this.#checkpoint();
   }
 
@@ -324,7 +349,7 @@ export class SlotWriter {
   }
 
   #report(phase: Step["phase"], bytes: number): void {
-    this.#install.report?.({ phase, bytes, of: this.size });
+    this.#install.report?.({ phase, bytes, of: this.size, from: this.from });
   }
 
   /** One after the other, whoever asks. */

@@ -29,7 +29,7 @@ test("a release in hand is staged in the slot that does not run, and its files a
   const { exit, out, err } = await at.install();
   expect([exit, out]).toEqual([
     EXIT.done,
-    "0.7 of 0.7 MB had to be written\nstaged in slot b; `fruit boot try` starts it\n",
+    "0.0 MB came from the slots, 0.7 MB from the payload\n0.7 of 0.7 MB had to be written\nstaged in slot b; `fruit boot try` starts it\n",
   ]);
   expect(err).toContain("fruitos-9, version 9, into slot b\nwriting: 0.7 MB\n");
   expect(Buffer.compare(inSlot(at.card), made.payload)).toBe(0);
@@ -288,7 +288,12 @@ test.each<{
     why: `the payload of this release ${SIZE}: it is cut short`,
     change: ({ put }) => put("fruitos-9", made.payload.subarray(1)),
   },
-  { why: "fruitos-9: ENOENT", exit: EXIT.failed, change: ({ file }) => rmSync(file("fruitos-9")) },
+  {
+    why: "payload: ENOENT",
+    exit: EXIT.failed,
+    change: ({ file }) => rmSync(file("fruitos-9")),
+    words: ["--payload", "/nonexistent/payload"],
+  },
   { why: "trust.json: ", exit: EXIT.usage, change: ({ file }) => rmSync(file("data/trust.json")) },
   {
     why: "another install is running there, process ",

@@ -2,8 +2,12 @@
 import { copyFile, mkdir, open, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { admit, hashPrefix } from "../../boot/admit.ts";
+import type { Readable } from "../../boot/area.ts";
+import { ChunkError } from "../../boot/chunks.ts";
 import type { Release } from "../../boot/content.ts";
-import type { Step } from "../../boot/install.ts";
+import { copyHeld } from "../../boot/delta.ts";
+import { signerFloors } from "../../boot/floors.ts";
+import type { Origin, Step } from "../../boot/install.ts";
 import { otherSlot, type SlotName } from "../../boot/layout.ts";
 import { fileProgress } from "../../boot/progress.ts";
 import type { BootRecord } from "../../boot/record.ts";
@@ -20,7 +24,9 @@ import { reasonOf, syncDirectory } from "../record/lines.ts";
 import { keptRelease, releasesIn } from "../release/kept.ts";
 import { CliError, EXIT } from "../terminal.ts";
 import { BUILD } from "../version.ts";
+import { heldIn, keptOf } from "./held.ts";
 import { openSlot } from "./target.ts";
+import { trustPaths } from "./trust.ts";
 
 /** What is to be installed, and on what. */
 export interface Order {
@@ -30,9 +36,10 @@ export interface Order {
   /** The update file's bytes, for messages its path. */
   update: { path: string; bytes: Uint8Array };
   trust: Trust;
-  side: string;
-  /** A path, or what arrives on standard input. */
-  payload: string | AsyncIterable<Uint8Array>;
+  /** A path, or what brings the file there once the release is believed. */
+  side: string | ((release: Release) => Promise<string>);
+  /** A path, what arrives on standard input, or whatever else brings leaves. */
+  payload: string | AsyncIterable<Uint8Array> | ((release: Release, leaves: Side, side: Readable) => Source);
   compatible: readonly string[];
   /** A release that has failed here before is installed all the same. */
   force: boolean;
@@ -51,6 +58,8 @@ export interface Installed {
   record: BootRecord;
   /** Bytes that the slot did not hold already. */
   bytesWritten: number;
+  /** Bytes that it took, by where they came from. */
+  bytesFrom: Readonly<Record<Origin, number>>;
   /** How the medium was read back. */
   pastCache: BlockDevice["pastCache"];
 }
@@ -75,7 +84,8 @@ export async function accept(order: Order): Promise<Accepted> {
   // What was once taken for the time is better than nothing, and no better than a clock that is set
   const when = { now, atLeast: Math.max(BUILD.time, signed, now === undefined ? record.time : 0) };
   const running = record.slots[from].version;
-  const node = { ...when, boards: compatible, floor: record.floor, running };
+  const signerFloor = await signerFloors(trustPaths(dataDir).floors);
+  const node = { ...when, boards: compatible, floor: record.floor, running, signerFloor };
   const release = verifyRelease(update.bytes, trust, node);
   const device = { name: `slot ${slot} of ${disk.name}`, bytes: slots[slot].bytes };
   const refuses = boot.refuses?.bind(boot);
@@ -94,12 +104,16 @@ export async function install(order: Order): Promise<Installed> {
   await using open = new AsyncDisposableStack();
   const { hal, card, dataDir, signal, compatible } = order;
   const { release, slot, when } = await accept(order);
-  const side = await openSideOf(order, release, open);
-  const source = await openSource(order, release, open);
+  const sidePath = typeof order.side === "string" ? order.side : await order.side(release);
+  const sideFile = await hal.openDisk(sidePath, "read");
+  open.defer(() => sideFile.close());
+  const side = await openSide(sideFile, release);
+  const source = await openSource(order, release, { side, sideFile }, open);
   const device = await openSlot(hal, card.disk, card.slots[slot]);
   open.defer(() => device.close());
+  const kept = await keptOf(order, { slot, device });
   // Where there is no room for it, the slot keeps what it has
-  const keep = await keeping(dataDir, () => writeBeside(order, slot, release.signers));
+  const keep = await keeping(dataDir, () => writeBeside(order, sidePath, slot, release.signers));
   order.begins(release, slot);
   const writer = await SlotWriter.open({
     boot: card.boot,
@@ -116,9 +130,18 @@ export async function install(order: Order): Promise<Installed> {
   try {
     // Not before the slot is `writing`: what was staged there needs its own. And not staged without: it has the version floor
     await keeping(dataDir, keep);
+    await copyKept(order, writer, side, kept, source.isFar === true);
+    writer.tell("writing");
     await source.pour(writer);
     const record = await writer.finish(source.again);
-    return { release, slot, record, bytesWritten: writer.bytesWritten, pastCache: device.pastCache };
+    return {
+      release,
+      slot,
+      record,
+      bytesWritten: writer.bytesWritten,
+      bytesFrom: writer.from,
+      pastCache: device.pastCache,
+    };
   } catch (cause) {
     // Whatever went wrong, what is on the medium need not come again
     await writer.suspend().catch(() => undefined);
@@ -126,6 +149,26 @@ export async function install(order: Order): Promise<Installed> {
   } finally {
     if (writer.unsaved) order.warn(`its progress is not kept in ${dataDir}: ${reasonOf(writer.unsaved)}`);
   }
+}
+
+/** Copies what the slots hold of it. That this cannot be done is no reason to fail: all of it can come from elsewhere. */
+async function copyKept(
+  { signal, report, warn }: Order,
+  writer: SlotWriter,
+  side: Side,
+  kept: Awaited<ReturnType<typeof keptOf>>,
+  isFar: boolean,
+): Promise<void> {
+  const index = await side.chunks().catch((cause) => {
+    if (!(cause instanceof ChunkError)) throw cause;
+    warn(`nothing is copied from the slots: ${cause.message}`);
+    return undefined;
+  });
+  const told = (bytes: number, of: number) => report({ phase: "indexing", bytes, of });
+  const look = isFar ? told : undefined;
+  const held = index ? await heldIn(kept, signal, look) : [];
+  if (held.length > 0) writer.tell("copying");
+  await copyHeld(writer, { leaves: side, index }, held, signal);
 }
 
 /** Work without which there is no install. */
@@ -150,22 +193,17 @@ async function createdOf(dataDir: string, slot: SlotName, hash: string): Promise
   return kept?.hash === hash ? (kept.stated(({ created }) => created) ?? 0) : 0;
 }
 
-/** The leaf hashes, checked; kept open. */
-async function openSideOf({ hal, side }: Order, release: Release, open: AsyncDisposableStack): Promise<Side> {
-  const file = await hal.openDisk(side, "read");
-  open.defer(() => file.close());
-  return openSide(file, release);
-}
-
 async function openSource(
   { hal, payload }: Order,
-  { size }: Release,
+  release: Release,
+  { side, sideFile }: { side: Side; sideFile: Readable },
   open: AsyncDisposableStack,
 ): Promise<Source> {
+  if (typeof payload === "function") return payload(release, side, sideFile);
   if (typeof payload !== "string") return streamSource("standard input", payload);
   const file = await hal.openDisk(payload, "read");
   open.defer(() => file.close());
-  return fileSource(file, size);
+  return fileSource(file, release.size);
 }
 
 /**
@@ -173,7 +211,8 @@ async function openSource(
  * flushed; what it returns puts them in its place and needs no room for that.
  */
 async function writeBeside(
-  { dataDir, update, side }: Order,
+  { dataDir, update }: Order,
+  side: string,
   slot: SlotName,
   signers: readonly string[],
 ): Promise<() => Promise<void>> {

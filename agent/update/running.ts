@@ -9,8 +9,16 @@ const WRITE_MS = 500;
 /** Somebody who looks on hears so often. */
 const SAY_MS = 10_000;
 
-const PHASES: Record<Step["phase"], string> = {
+/** What is done before there is a writer, and what a writer calls writing where the bytes come from peers. */
+export type Phase = Step["phase"] | "finding" | "metadata" | "downloading";
+
+const PHASES: Record<Phase, string> = {
+  finding: "looking for peers that have its update file",
+  metadata: "fetching its side file",
+  downloading: "downloading",
   checking: "checking what an earlier run has written",
+  indexing: "looking at what a slot holds",
+  copying: "copying what the slots hold of it",
   writing: "writing",
   "reading-back": "reading back from the medium",
   staged: "staged",
@@ -19,10 +27,14 @@ const PHASES: Record<Step["phase"], string> = {
 /** Follows one install from its first step to its end. */
 export class Running implements Disposable {
   readonly #file: string;
-  readonly #version: bigint;
+  #version: bigint | undefined;
+  /** What else is known of it, for the file. */
+  #facts: object = {};
   readonly #say: (line: string) => void;
   readonly #nowMs: () => number;
-  #phase: Step["phase"] | undefined;
+  #phase: Phase | undefined;
+  #of = 0;
+  #isFar = false;
   /** When the phase began, with how many bytes, and how many there are now. */
   #beganMs = 0;
   #beganAt = 0;
@@ -33,7 +45,8 @@ export class Running implements Disposable {
   constructor(options: {
     /** Where the agent looks for `update.json`. */
     runDir: string;
-    version: bigint;
+    /** Where it is known from the beginning. */
+    version?: bigint;
     /** Shows a line to whoever looks on. */
     say: (line: string) => void;
     /** Milliseconds that only ever pass. */
@@ -50,15 +63,40 @@ export class Running implements Disposable {
     }
   }
 
+  /** It is known now what is installed. */
+  begins(version: bigint): void {
+    this.#version = version;
+  }
+
+  /** Something before the first step of a writer; from now on writing is downloading. */
+  turn(phase: "finding" | "metadata"): void {
+    this.#turn(phase, 0, 0, this.#nowMs());
+    this.around({});
+  }
+
+  /** Where bytes come from, and from how many; goes into the file with whatever is known. */
+  around(facts: { peers?: number; bytes_from_peers?: number; bytes_from_web?: number }): void {
+    this.#isFar = true;
+    this.#facts = { ...this.#facts, ...facts };
+    if (this.#phase !== undefined) this.#tell(this.#nowMs());
+  }
+
   /** Takes a step of the writer. */
-  step({ phase, bytes, of }: Step): void {
+  step({ phase: named, bytes, of, from }: Step): void {
+    const phase = named === "writing" && this.#isFar ? "downloading" : named;
     const nowMs = this.#nowMs();
     if (phase !== this.#phase) this.#turn(phase, bytes, of, nowMs);
     this.#bytes = bytes;
+    if (from) this.#facts = { ...this.#facts, bytes_from_slots: from.slots };
+    this.#tell(nowMs);
+  }
+
+  #tell(nowMs: number): void {
     if (nowMs - this.#wroteMs < WRITE_MS) return;
     this.#wroteMs = nowMs;
+    const [bytes, of] = [this.#bytes, this.#of];
     const { rate, seconds } = this.#pace(nowMs, of);
-    this.#write({ bytes_done: bytes, bytes_total: of, rate, eta_s: seconds });
+    this.#write({ bytes_done: bytes, bytes_total: of, rate, eta_s: seconds, ...this.#facts });
     if (nowMs - this.#saidMs < SAY_MS || rate === null) return;
     this.#saidMs = nowMs;
     const left = seconds === null ? "" : `, ${lasting(seconds)} left`;
@@ -69,15 +107,15 @@ export class Running implements Disposable {
     rmSync(this.#file, { force: true });
   }
 
-  #turn(phase: Step["phase"], bytes: number, of: number, nowMs: number): void {
+  #turn(phase: Phase, bytes: number, of: number, nowMs: number): void {
     if (this.#phase !== undefined) {
       const { rate } = this.#pace(nowMs, of);
       const seconds = (nowMs - this.#beganMs) / 1000;
       this.#say(`  done in ${lasting(seconds)}${rate === null ? "" : ` (${megabytes(rate)} MB/s)`}\n`);
     }
-    if (phase !== "staged") this.#say(`${PHASES[phase]}: ${megabytes(of)} MB\n`);
-    this.#phase = phase;
-    this.#beganAt = bytes;
+    if (phase !== "staged") this.#say(`${PHASES[phase]}${of > 0 ? `: ${megabytes(of)} MB` : ""}\n`);
+    [this.#phase, this.#of] = [phase, of];
+    this.#bytes = this.#beganAt = bytes;
     [this.#beganMs, this.#saidMs, this.#wroteMs] = [nowMs, nowMs, Number.NEGATIVE_INFINITY];
   }
 
@@ -91,7 +129,8 @@ export class Running implements Disposable {
 
   /** Whole or not at all; it is in memory and need not be flushed. */
   #write(facts: object): void {
-    const document = { phase: this.#phase, version: String(this.#version), ...facts, pid: process.pid };
+    const version = this.#version === undefined ? {} : { version: String(this.#version) };
+    const document = { phase: this.#phase, ...version, ...facts, pid: process.pid };
     try {
       writeFileSync(`${this.#file}.new`, `${JSON.stringify(document)}\n`);
       renameSync(`${this.#file}.new`, this.#file);

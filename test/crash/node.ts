@@ -15,7 +15,9 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { crc32 } from "node:zlib";
+import { ChunkIndex, ENTRY_BYTES } from "../../boot/chunks.ts";
 import { LEAF_BYTES } from "../../boot/content.ts";
+import { copyHeld } from "../../boot/delta.ts";
 import { otherSlot, RECORD_OFFSETS, SECTOR, SLOTS, type SlotName } from "../../boot/layout.ts";
 import { fileProgress, type ProgressStore } from "../../boot/progress.ts";
 import { type BootRecord, decodeRecord } from "../../boot/record.ts";
@@ -294,6 +296,7 @@ export class Node implements Disposable {
       now: this.now,
       signal: new AbortController().signal,
     });
+    if (how.copies) await this.#copy(writer, payload, { current, slot, device });
     let put = 0;
     for (let index = 0; index < writer.count; index++) {
       if (!writer.needs(index)) continue;
@@ -302,12 +305,43 @@ export class Node implements Disposable {
     }
     await writer.finish(async (index) => leaf(index));
   }
+
+  /** Copies from the slot that runs, which holds one release of this world, and from the one that is written, which may hold any. */
+  async #copy(
+    writer: SlotWriter,
+    payload: Payload,
+    { current, slot, device }: { current: SlotName; slot: SlotName; device: BlockDevice },
+  ): Promise<void> {
+    const running = this.disk.open(current, SLOT_OFFSETS[current], SLOT_BYTES);
+    const held = this.#world.flatMap((one) => {
+      const index = leafIndex(one.payload);
+      if (slotHolds(this.disk.image, current, one.payload)) return [{ device: running, index }];
+      return slotHolds(this.disk.image, slot, one.payload) ? [{ device, index }] : [];
+    });
+    held.push({ device, index: leafIndex(payload) });
+    const hash = async (leaf: number) => payload.leaves.subarray(leaf * 32, leaf * 32 + 32);
+    const leaves = { count: writer.count, hash };
+    await copyHeld(writer, { leaves, index: leafIndex(payload) }, held, new AbortController().signal);
+  }
+}
+
+/** An index that cuts a payload where its leaves end. */
+function leafIndex({ release: { size }, leaves }: Payload): ChunkIndex {
+  const entries = Array.from({ length: Math.ceil(size / LEAF_BYTES) }, (_, leaf) => {
+    const entry = Buffer.alloc(ENTRY_BYTES);
+    entry.writeUInt32LE(Math.min(LEAF_BYTES, size - leaf * LEAF_BYTES));
+    entry.set(leaves.subarray(leaf * 32, leaf * 32 + ENTRY_BYTES - 4), 4);
+    return entry;
+  });
+  return new ChunkIndex(Buffer.concat(entries), size);
 }
 
 /** What is not as usual about an install. */
 export interface InstallOptions {
   /** Only so many leaves are put, then it is suspended. */
   leaves?: number;
+  /** What the slots hold of it is copied first. */
+  copies?: boolean;
   /** What the node's device tree says. */
   board?: string;
   progress?: ProgressStore;

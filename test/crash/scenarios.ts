@@ -70,6 +70,18 @@ export const SCENARIOS: readonly Scenario[] = [
     },
   },
   {
+    name: "copied",
+    world: world("well"),
+    card: () => cardWith(OLD, NEXT),
+    tornEvery: 3,
+    isMeddledWith: false,
+    run: async (node) => {
+      await node.install(NEW, await untilUp(node), { copies: true });
+      await untilUp(node, TRY);
+      await untilUp(node);
+    },
+  },
+  {
     name: "over",
     world: world("well"),
     card: () => cardWith(OLD, NEXT),
