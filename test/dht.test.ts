@@ -433,7 +433,9 @@ describe("hostile neighbours", () => {
     }));
     using right = await liar("127.0.3.5", () => fields(item));
     const all = [forger, other, old, damaged, right];
-    await using dht = await node("one", { routes: all.map(({ port }, n) => `127.0.3.${n + 1}:${port}`) });
+    // All of them answer, be the machine as busy as it likes
+    const routes = all.map(({ port }, n) => `127.0.3.${n + 1}:${port}`);
+    await using dht = await node("one", { answerMs: 10_000, routes });
     await until("it knows them", () => dht.counts.nodes === 5);
     expect(await dht.get(VENDOR, STABLE)).toEqual(item);
     const heard: bigint[] = [];

@@ -49,7 +49,7 @@ export function node(name: string, options: Partial<DhtOptions> = {}): Promise<D
   return openDht({
     id: idOf(name),
     host: "127.0.0.1",
-    answerMs: 250,
+    answerMs: 1000,
     tell: (text) => {
       throw new Error(text);
     },
