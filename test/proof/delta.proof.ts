@@ -34,7 +34,8 @@ test.skipIf(typeof pair === "string")(
           `the rest copied in ${seconds.toFixed(2)} s, with ${grownMib.toFixed(1)} MiB more memory\n`,
       );
       expect(fetched).toBeLessThanOrEqual(1.1 * changed);
-      expect(grownMib).toBeLessThan(32);
+      // Never all of it: what JavaScriptCore has not yet freed comes and goes
+      expect(grownMib * 1_048_576).toBeLessThan(size / 2);
       shares.push(fetched / size);
     }
     expect(shares[0]).toBeLessThanOrEqual(0.07);
