@@ -80,7 +80,7 @@ class HeldChunks {
   readonly #places = new Map<string, Place[]>();
   readonly #unreadable = new Map<Held, number>();
   /** Those read last: a leaf has parts of two at most, since none is shorter than a leaf, and those are neighbours. */
-  readonly #read: ({ chunk: number; bytes: Uint8Array } | undefined)[] = [];
+  readonly #read: ({ chunk: number; bytes: Uint8Array; place: Place } | undefined)[] = [];
   readonly #memory: (Uint8Array | undefined)[] = [];
   readonly #leaf = new Uint8Array(LEAF_BYTES);
 
@@ -133,7 +133,7 @@ class HeldChunks {
     for (let [place] = places; place; [place] = places) {
       const bytes = await this.#readPlace(place, this.#index.length(chunk), chunk % 2);
       if (bytes) {
-        this.#read[chunk % 2] = { chunk, bytes };
+        this.#read[chunk % 2] = { chunk, bytes, place };
         return bytes;
       }
       places.shift();
@@ -163,7 +163,9 @@ class HeldChunks {
     for (let chunk = first; chunk <= last; chunk++) {
       const read = this.#read[chunk % 2];
       if (read?.chunk !== chunk || this.#index.isRight(chunk, read.bytes)) continue;
-      this.#placesOf(chunk).shift();
+      const places = this.#placesOf(chunk);
+      // Its neighbour may have the same bytes, and have been there first
+      if (places[0] === read.place) places.shift();
       this.#read[chunk % 2] = undefined;
       isWrong = true;
     }

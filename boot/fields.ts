@@ -6,6 +6,23 @@ export class FieldError extends BencodeError {
   override name = "FieldError";
 }
 
+/** What is wrong with the form of a document, as the layers above say it. */
+type FormProblem = "malformed" | "not-canonical";
+
+/** Reads a document; bencode's errors become those of the layer above. */
+export function explained<T>(
+  read: () => T,
+  Refusal: new (code: FormProblem, message: string, options: ErrorOptions) => Error,
+): T {
+  try {
+    return read();
+  } catch (cause) {
+    if (!(cause instanceof BencodeError)) throw cause;
+    const code = cause instanceof FieldError ? "malformed" : "not-canonical";
+    throw new Refusal(code, cause.message, { cause });
+  }
+}
+
 /** One received dictionary, and its path for messages. */
 export class Fields {
   readonly #received: Received;

@@ -18,19 +18,18 @@
  * - An expired head is still a head. Who hears nothing newer raises an alarm and goes on updating.
  */
 import { createHash } from "node:crypto";
-import { BencodeError, decodeBencode, encodeBencode, type Received } from "./bencode.ts";
+import { decodeBencode, encodeBencode, type Received } from "./bencode.ts";
 import type { Release } from "./content.ts";
 import { isReduced, PUBLIC_KEY_BYTES, SIGNATURE_BYTES, verifyEd25519 } from "./ed25519.ts";
-import { FieldError, Fields } from "./fields.ts";
-import { CLOCK_SKEW_SECONDS, type Situation } from "./release.ts";
+import { explained, Fields } from "./fields.ts";
+import { CLOCK_SKEW_SECONDS, instant, type Situation } from "./release.ts";
 import { CHANNEL_NAME, LAST_SECOND, TARGET_NAME } from "./statement.ts";
 import { keyOf, signersFor, type Trust } from "./trust.ts";
 
 /** Longest head, bytes: one datagram. */
 export const HEAD_MAX_BYTES = 1400;
-/** BEP 44: `v` has fewer bytes than this, and a salt no more than that. */
+/** BEP 44: `v` has fewer bytes than this. */
 const V_BYTES = 1000;
-const SALT_MAX_BYTES = 64;
 /** BEP 44's `seq` is a signed 64-bit integer. */
 const SEQ_MAX = 2n ** 63n - 1n;
 const INFOHASH_BYTES = 20;
@@ -96,18 +95,15 @@ export function parseHead(bytes: Uint8Array): Head {
     const said = readV(v);
     const seq = item.integer("seq");
     if (seq !== said.version) item.refuse("seq", `is ${seq}, but v.version is ${said.version}`);
-    const target = item.text("salt", TARGET_NAME);
-    if (target.length > SALT_MAX_BYTES)
-      item.refuse("salt", `has ${target.length} bytes; at most ${SALT_MAX_BYTES}`);
     return {
       ...said,
-      target,
+      target: item.text("salt", TARGET_NAME),
       key: hex(item.bytes("k", PUBLIC_KEY_BYTES)),
       signature: Uint8Array.from(item.bytes("sig", SIGNATURE_BYTES)),
       v: Uint8Array.from(v.bytes),
       bytes: Uint8Array.from(bytes),
     };
-  });
+  }, HeadError);
 }
 
 /** The bytes of `v` for what is to be said. Throws `HeadError` where nobody would read it. */
@@ -120,7 +116,7 @@ export function encodeV(said: Announced): Buffer {
     version: said.version,
     ...(said.isWithdrawn ? { withdrawn: 1 } : {}),
   });
-  explained(() => readV(decodeBencode(v, V_BYTES)));
+  explained(() => readV(decodeBencode(v, V_BYTES)), HeadError);
   return v;
 }
 
@@ -204,7 +200,8 @@ export interface Newest extends Announced {
 
 /**
  * What enough keys agree about, the newest first: of heads of different keys that name the same release in the same way. Its times are
- * those that enough of them vouch for. The second is for when what the first names cannot be had from anybody.
+ * those that enough of them vouch for. Only who has withdrawn a release can take that back. The second is for when what the first names
+ * cannot be had from anybody.
  */
 export function newestOf(heads: Iterable<Head>, trust: Trust): Newest[] {
   const needed = trust.threshold.head ?? Number.POSITIVE_INFINITY;
@@ -232,7 +229,13 @@ export function newestOf(heads: Iterable<Head>, trust: Trust): Newest[] {
       },
     ];
   });
-  return all.sort((a, b) => compareHeads(b, a));
+  return all.sort(byWeight);
+}
+
+/** Of one version a withdrawal stands first, however often others renew what they said; of the rest every node makes the same order. */
+function byWeight(a: Newest, b: Newest): number {
+  if (a.version === b.version && a.isWithdrawn !== b.isWithdrawn) return a.isWithdrawn ? -1 : 1;
+  return compareHeads(b, a) || (a.infohash < b.infohash ? -1 : 1);
 }
 
 /** Why a release is not the one that a head names, whoever sent it under that name; undefined where it is. */
@@ -273,19 +276,6 @@ function readV(received: Received): Omit<Announced, "target"> {
   };
 }
 
-const decodeAny = (v: Uint8Array) => explained(() => decodeBencode(v, V_BYTES));
-
-/** Bencode's errors in this layer's words. */
-function explained<T>(read: () => T): T {
-  try {
-    return read();
-  } catch (cause) {
-    if (!(cause instanceof BencodeError)) throw cause;
-    throw new HeadError(cause instanceof FieldError ? "malformed" : "not-canonical", cause.message, {
-      cause,
-    });
-  }
-}
+const decodeAny = (v: Uint8Array) => explained(() => decodeBencode(v, V_BYTES), HeadError);
 
 const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString("hex");
-const instant = (unixSeconds: number) => `${new Date(unixSeconds * 1000).toISOString().slice(0, 19)}Z`;

@@ -77,6 +77,7 @@ export class Heads {
         "contradicts",
         `this key has said something else of version ${head.version}, issued at the same second`,
       );
+    this.#heads.delete(nameOf(head));
     this.#heads.set(nameOf(head), head);
     await this.#save();
     return true;

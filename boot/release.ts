@@ -29,6 +29,10 @@ import {
 /** How far ahead of ours the clock of whoever made a release or a head may be, seconds. */
 export const CLOCK_SKEW_SECONDS = 3600;
 
+/** A moment for people: UTC, to the second. */
+export const instant = (unixSeconds: number): string =>
+  `${new Date(unixSeconds * 1000).toISOString().slice(0, 19)}Z`;
+
 /** The node that a release would be installed on, as far as the release depends on it. */
 export interface Situation {
   /** Unix seconds; undefined while the clock is not synchronised. */
@@ -204,4 +208,3 @@ function tooFew(trust: Trust, signers: readonly TrustedSigner[]): ReleaseError {
 const needed = (trust: Trust) => trust.threshold.release ?? Number.POSITIVE_INFINITY;
 const names = (signers: readonly TrustedSigner[]) => signers.map(({ id }) => id).join(", ") || "nobody";
 const quoted = (id: string) => JSON.stringify(id.slice(0, 100));
-const instant = (unixSeconds: number) => `${new Date(unixSeconds * 1000).toISOString().slice(0, 19)}Z`;

@@ -14,9 +14,9 @@
  * - From version N only N + 1 follows: no link is skipped, and nothing goes back.
  * - Whoever is not listed any more is believed no more, and what that key had said is forgotten, even if it is listed again.
  */
-import { BencodeError, decodeBencode, encodeBencode } from "./bencode.ts";
+import { decodeBencode, encodeBencode } from "./bencode.ts";
 import { PUBLIC_KEY_BYTES, SIGNATURE_BYTES, verifyEd25519 } from "./ed25519.ts";
-import { FieldError, Fields } from "./fields.ts";
+import { explained, Fields } from "./fields.ts";
 import {
   distinctKeys,
   keyOf,
@@ -89,7 +89,7 @@ export function parseChain(bytes: Uint8Array): Link[] {
     fields.only("links", "schema");
     fields.text("schema", /^fruit\.trust-chain\/1$/);
     return fields.all("links", CHAIN_MAX_LINKS).map(readLink);
-  });
+  }, RotationError);
   for (const [index, { trust }] of links.entries()) {
     const before = links[index - 1]?.trust.version;
     if (before !== undefined && trust.version !== before + 1)
@@ -159,12 +159,11 @@ function step(current: Trust, link: Link): void {
         "fixed",
         `version ${version}: ${whose} has no threshold for the role "trust", so that nobody can sign the next`,
       );
-    const good = distinctKeys(signersOf(link, trust));
+    const signed = signersOf(link, trust);
+    const good = distinctKeys(signed);
     if (good >= needed) continue;
     const listed = signersFor(trust, "trust");
-    const bad = listed.find(
-      (one) => link.signatures.has(keyOf(one)) && !signersOf(link, trust).includes(one),
-    );
+    const bad = listed.find((one) => link.signatures.has(keyOf(one)) && !signed.includes(one));
     if (bad)
       throw new RotationError(
         "bad-signature",
@@ -234,16 +233,5 @@ function readText(link: Fields, text: string): Trust {
   } catch (cause) {
     if (!(cause instanceof TrustError)) throw cause;
     return link.refuse("text", `is no trust.json: ${cause.problems.join("; ")}`);
-  }
-}
-
-/** Bencode's errors in this layer's words. */
-function explained<T>(read: () => T): T {
-  try {
-    return read();
-  } catch (cause) {
-    if (!(cause instanceof BencodeError)) throw cause;
-    const code = cause instanceof FieldError ? "malformed" : "not-canonical";
-    throw new RotationError(code, cause.message, { cause });
   }
 }

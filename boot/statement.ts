@@ -28,8 +28,8 @@ const BOARD_NAME = /^[\x21-\x7e]{1,60}$/;
 export const CHANNEL_NAME = /^[a-z0-9][a-z0-9.-]{0,31}$/;
 /** Form of the name of a way to cut. */
 const ALG_NAME = /^[a-z0-9][a-z0-9-]{0,31}$/;
-/** Form of a target resource identifier: a UUID or a path. */
-export const TARGET_NAME = /^[\x21-\x7e]{1,100}$/;
+/** Form of a target resource identifier: a UUID or a path, no longer than the salt of a head may be (BEP 44). */
+export const TARGET_NAME = /^[\x21-\x7e]{1,64}$/;
 
 /** 9999-12-31T23:59:59Z: no date is written beyond. */
 export const LAST_SECOND = 253_402_300_799;
@@ -189,13 +189,13 @@ function readRollout(rollout: Fields): Rollout {
 /** Addresses that say all there is to say: no user, no fragment, and written as a program would write them. */
 function readAddresses(fields: Fields, key: string, protocols: readonly string[]): string[] {
   const all = fields.texts(key, ADDRESS, MOST_ADDRESSES);
-  for (const [index, text] of all.entries()) {
+  for (const text of all) {
     const url = URL.parse(text);
     const isPlain = url?.username === "" && url.password === "" && url.hash === "" && url.hostname !== "";
     if (!url || !isPlain || !protocols.includes(url.protocol) || text.includes("#"))
       fields.refuse(
         key,
-        `[${index}] is "${text}", not an address of ${protocols.map((one) => one.slice(0, -1)).join(", ")} without user and fragment`,
+        `has "${text}", not an address of ${protocols.map((one) => one.slice(0, -1)).join(", ")} without user and fragment`,
       );
   }
   return all;

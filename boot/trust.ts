@@ -91,7 +91,9 @@ export function parseTrust(text: string): Trust {
   if (!parsed.success) throw new TrustError(parsed.issues.map(problemOf));
   // JSON.parse keeps the last of two: what a person reads must be what counts
   if (JSON.stringify(document) !== text.replace(/("(?:[^"\\]|\\.)*")|\s+/g, "$1"))
-    throw new TrustError(["(top): a key stands twice, or an escape that is not needed does"]);
+    throw new TrustError([
+      "(top): a key stands twice, or a number or a text is written in another way than JSON.stringify would",
+    ]);
   const { version, threshold, signers } = parsed.output;
   const trust: Trust = {
     version,

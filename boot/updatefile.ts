@@ -13,10 +13,10 @@
  * statement holds.
  */
 import { createHash } from "node:crypto";
-import { BencodeError, decodeBencode, type Encodable, encodeBencode, type Received } from "./bencode.ts";
+import { decodeBencode, type Encodable, encodeBencode, type Received } from "./bencode.ts";
 import { LEAF_BYTES } from "./content.ts";
 import { SIGNATURE_BYTES } from "./ed25519.ts";
-import { FieldError, Fields } from "./fields.ts";
+import { explained, Fields } from "./fields.ts";
 import { HASH_BYTES } from "./merkle.ts";
 import { encodeStatement, type Statement, statementOf } from "./statement.ts";
 
@@ -106,7 +106,7 @@ export function parseUpdate(bytes: Uint8Array): UpdateFile {
       signatures: new Map(signatures?.keys().map((id) => [id, signatures.any(id)])),
       root: document.value as ReadonlyMap<string, Received>,
     };
-  });
+  }, ReleaseError);
 }
 
 /** One entry of `signatures`. Throws `ReleaseError`: malformed. */
@@ -115,11 +115,12 @@ export function readSignature(id: string, received: Received): Signed {
     const fields = new Fields(received, `signatures.${id}`);
     fields.only("info", "signature");
     return { statement: fields.any("info"), signature: fields.bytes("signature", SIGNATURE_BYTES) };
-  });
+  }, ReleaseError);
 }
 
 /** What was stated. Throws `ReleaseError`: malformed. */
-export const readStatement = (received: Received): Statement => explained(() => statementOf(received));
+export const readStatement = (received: Received): Statement =>
+  explained(() => statementOf(received), ReleaseError);
 
 /** The bytes that a signature covers. */
 export function signedBytes(infoBytes: Uint8Array, statementBytes: Uint8Array): Buffer {
@@ -194,15 +195,4 @@ function readInfo(info: Fields): TorrentInfo {
     pieces: info.bytes("pieces", Math.ceil(length / pieceLength) * SHA1_BYTES),
     piecesRoot: info.bytes("pieces root", HASH_BYTES),
   };
-}
-
-/** Bencode's errors in this layer's words. */
-function explained<T>(read: () => T): T {
-  try {
-    return read();
-  } catch (cause) {
-    if (!(cause instanceof BencodeError)) throw cause;
-    const code = cause instanceof FieldError ? "malformed" : "not-canonical";
-    throw new ReleaseError(code, cause.message, { cause });
-  }
 }

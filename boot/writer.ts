@@ -9,13 +9,13 @@
  * - What was done before counts only after it was hashed again; the bitmap says where to look, no more.
  * - Memory does not depend on the size of the image.
  */
-import { admit, BLOCK, contentOf, hashPrefix, onDisk } from "./admit.ts";
+import { admit, contentOf, hashPrefix } from "./admit.ts";
 import { LEAF_BYTES } from "./content.ts";
 import { failpoint } from "./failpoint.ts";
 import type { Install, Origin, Step } from "./install.ts";
 import { Judge } from "./leaf.ts";
+import { Medium } from "./medium.ts";
 import { Bits, type Installing } from "./progress.ts";
-import { windows } from "./readback.ts";
 import type { BootRecord } from "./record.ts";
 import { Runs } from "./runs.ts";
 
@@ -36,6 +36,7 @@ export class SlotWriter {
   readonly #install: Install;
   readonly #judge: Judge;
   readonly #runs: Runs;
+  readonly #medium: Medium;
   /** What need not come again, and what of it the kernel has. */
   readonly #taken: Bits;
   readonly #written: Bits;
@@ -51,6 +52,7 @@ export class SlotWriter {
   private constructor(install: Install) {
     this.#install = install;
     this.#judge = new Judge(install.release.size, install.leaves);
+    this.#medium = new Medium(install.device, this.#judge);
     this.#taken = new Bits(this.count);
     this.#written = new Bits(this.count);
     this.#runs = new Runs(install.device, this.size, (leaf) => this.#written.add(leaf));
@@ -75,7 +77,7 @@ export class SlotWriter {
     if (!goesOn) await writer.#save();
     failpoint("writer.begun");
     await writer.#expectOurs();
-    await writer.#destroyFirst();
+    await writer.#medium.destroyFirst();
     if (goesOn) await writer.#recall(before.done);
     return writer;
   }
@@ -92,7 +94,7 @@ export class SlotWriter {
 
   /** Bytes that were written since it was opened; the others were there already. */
   get bytesWritten(): number {
-    return this.#runs.written;
+    return this.#runs.written + this.#medium.written;
   }
 
   /** Bytes that were taken since it was opened, by where they came from. */
@@ -108,6 +110,11 @@ export class SlotWriter {
   /** Reports what begins now. */
   tell(phase: "copying" | "writing"): void {
     this.#report(phase, this.#takenBytes());
+  }
+
+  /** Leaves that have yet to come. */
+  get left(): number {
+    return this.count - this.#taken.count;
   }
 
   /** Whether a leaf has yet to come. */
@@ -177,16 +184,20 @@ export class SlotWriter {
     await this.#runs.drain();
     await this.#checkpoint();
     await this.#readBack(again);
-    await this.#expectBlank();
+    // As on a card that is smaller than it says
+    if (!(await this.#medium.isFirstFree()))
+      throw new WriterError(
+        `${device.name}: byte 0 was written with what belongs elsewhere: the card is smaller than it says; replace it`,
+      );
     failpoint("writer.before-first-leaf");
     signal.throwIfAborted();
     await this.#expectOurs();
-    await this.#writeLeaf(0, first);
+    await this.#medium.write(0, first);
     await device.flush();
-    if (!(await this.#isHeld(0))) {
-      await this.#writeLeaf(0, first);
+    if (!(await this.#medium.isHeld(0))) {
+      await this.#medium.write(0, first);
       await device.flush();
-      if (!(await this.#isHeld(0))) throw this.#unheld(0);
+      if (!(await this.#medium.isHeld(0))) throw this.#unheld(0);
     }
     failpoint("writer.before-staged");
     const record = await boot.setState(slot, { to: "staged", content: contentOf(release, compatible) });
@@ -214,7 +225,11 @@ export class SlotWriter {
 
   async #findBad(): Promise<number[]> {
     const bad: number[] = [];
-    for await (const { leaf, isRight } of this.#judged(() => true, "reading-back"))
+    const told = {
+      looks: (from: number) => failpoint("writer.read-back", from),
+      read: (bytes: number) => this.#report("reading-back", bytes),
+    };
+    for await (const { leaf, isRight } of this.#medium.judged(() => true, this.#install.signal, told))
       if (!isRight) bad.push(leaf);
     for (const leaf of bad) this.#written.delete(leaf);
     return bad;
@@ -224,21 +239,11 @@ export class SlotWriter {
     for (const leaf of bad) {
       const bytes = await again(leaf);
       await this.#judge.check(leaf, bytes);
-      await this.#writeLeaf(leaf, bytes);
+      await this.#medium.write(leaf, bytes);
     }
     await this.#install.device.flush();
     // Whether the medium has them now the next reading tells
     for (const leaf of bad) this.#written.add(leaf);
-  }
-
-  /** No leaf has landed where the first one goes, as on a card that is smaller than it says. */
-  async #expectBlank(): Promise<void> {
-    const { device } = this.#install;
-    const held = await device.readMedium(0, onDisk(this.#judge.lengthOf(0)));
-    if (held.every((byte) => byte === 0) || (await this.#isHeld(0))) return;
-    throw new WriterError(
-      `${device.name}: byte 0 was written with what belongs elsewhere: the card is smaller than it says; replace it`,
-    );
   }
 
   /** Others may have changed the record, whatever holds the slot. */
@@ -252,20 +257,6 @@ export class SlotWriter {
     throw new WriterError(`slot ${slot} is ${found} now, no longer being written with ${own}; install again`);
   }
 
-  /** Writes a leaf whole, filled up with zeros to the end of its block. */
-  async #writeLeaf(leaf: number, bytes: Uint8Array): Promise<void> {
-    const whole = new Uint8Array(onDisk(bytes.length));
-    whole.set(bytes);
-    await this.#install.device.write(leaf * LEAF_BYTES, whole);
-    this.#runs.written += whole.length;
-  }
-
-  async #isHeld(leaf: number): Promise<boolean> {
-    const length = this.#judge.lengthOf(leaf);
-    const held = await this.#install.device.readMedium(leaf * LEAF_BYTES, onDisk(length));
-    return this.#judge.isRight(leaf, held.subarray(0, length));
-  }
-
   #unheld(leaf: number, of = 1): WriterError {
     const { name } = this.#install.device;
     const others = of > 1 ? `, and ${of - 1} others` : "";
@@ -274,38 +265,15 @@ export class SlotWriter {
     );
   }
 
-  /** What the slot held can no longer be taken for a file system. */
-  async #destroyFirst(): Promise<void> {
-    const { device } = this.#install;
-    const length = Math.min(LEAF_BYTES, device.bytes - (device.bytes % BLOCK));
-    const held = await device.readMedium(0, length);
-    if (held.some((byte) => byte !== 0)) await device.write(0, new Uint8Array(length));
-    await device.flush();
-  }
-
   /** Of what an earlier run believed to have written, that which is there. */
   async #recall(done: Uint8Array): Promise<void> {
     const hinted = (leaf: number) => ((done[leaf >> 3] ?? 0) & (1 << (leaf & 7))) !== 0;
-    for await (const { leaf, isRight } of this.#judged(hinted, "checking"))
+    const told = { read: (bytes: number) => this.#report("checking", bytes) };
+    for await (const { leaf, isRight } of this.#medium.judged(hinted, this.#install.signal, told))
       if (isRight) {
         this.#taken.add(leaf);
         this.#written.add(leaf);
       }
-  }
-
-  /** Judges what the medium holds of the wanted leaves; leaf 0 is left out. */
-  async *#judged(isWanted: (leaf: number) => boolean, phase: Step["phase"]) {
-    const { device, signal } = this.#install;
-    for await (const { from, to, bytes } of windows(device, this.size, isWanted, signal)) {
-      if (phase === "reading-back") failpoint("writer.read-back", from);
-      for (let leaf = from; leaf < to; leaf++) {
-        const at = (leaf - from) * LEAF_BYTES;
-        if (leaf === 0 || !isWanted(leaf)) continue;
-        const held = bytes.subarray(at, at + this.#judge.lengthOf(leaf));
-        yield { leaf, isRight: await this.#judge.isRight(leaf, held) };
-      }
-      this.#report(phase, Math.min(to * LEAF_BYTES, this.size));
-    }
   }
 
   /** All that the kernel has is on the medium, and is remembered. */

@@ -80,6 +80,24 @@ test("a byte that has rotted costs its leaf and no other, or nothing where the o
   expect(b.read).toHaveLength(1);
 });
 
+test("where the same chunk stands twice in a row, one that has rotted does not cost the other slot's", async () => {
+  // Of the same bytes over and over no place is one to cut at: chunks as long as they may be
+  const same = Buffer.concat([OLD.subarray(0, 300_000), Buffer.alloc(1_200_000, 1)]);
+  const source = payloadOf(same);
+  const { index } = source;
+  const twin = (chunk: number) => index.key(chunk) === index.key(chunk + 1);
+  const one = Array.from({ length: index.count - 1 }, (_, chunk) => chunk).find(twin) ?? -1;
+  expect(one).toBeGreaterThan(0);
+  const [a, b] = [await slotWith(same), await slotWith(same, "slot b")];
+  const end = index.start(one + 1);
+  expect(end % LEAF_BYTES).not.toBe(0);
+  const block = a.disk.medium.get(Math.floor((end - 1) / 4096));
+  if (block) block[(end - 1) % 4096] = 0;
+  const writer = await SlotWriter.open(node(source).install);
+  await copyHeld(writer, source, [a.held, b.held], signal);
+  expect(open(writer)).toEqual([]);
+});
+
 test.each([
   { every: 7, costs: "the places that cannot be read" },
   { every: 1, costs: "all of it, and it is left alone after eight" },

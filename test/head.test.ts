@@ -145,7 +145,7 @@ test.each<[what: string, bytes: Uint8Array, code: string, why: string]>([
     "with too long a salt",
     item({ salt: "s".repeat(65) }),
     "malformed",
-    "the head.salt has 65 bytes; at most 64",
+    "which is not of the form /^[\\x21-\\x7e]{1,64}$/",
   ],
   ["with bad UTF-8 for a salt", item({ salt: Buffer.of(0xff) }), "malformed", "which is not of the form"],
   ["with a text for v", item({ v: "x" }), "malformed", "the head.v is no dictionary"],
@@ -282,6 +282,20 @@ test("heads are counted by keys that agree, and by the times that enough of them
   const withdrawn = headOf("anna", { isWithdrawn: true, issued: SAID.issued + 60 });
   expect(newestOf(heads(withdrawn, b), trust)).toEqual([]);
   expect(newestOf(heads(a, headOf("bert", { infohash: "6".repeat(40) })), trust)).toEqual([]);
+});
+
+test("what one key has withdrawn no other key offers again, and the order of hearing decides nothing", () => {
+  const withdrawn = headOf("bert", { isWithdrawn: true });
+  const renewed = headOf("anna", { issued: SAID.issued + 3600 });
+  const other = headOf("anna", { infohash: "6".repeat(40) });
+  for (const all of [
+    [withdrawn, renewed],
+    [renewed, withdrawn],
+  ])
+    expect(newestOf(heads(...all), TRUST).map(({ isWithdrawn }) => isWithdrawn)).toEqual([true, false]);
+  const one = newestOf(heads(other, headOf("bert")), TRUST).map(({ infohash }) => infohash);
+  expect(newestOf(heads(headOf("bert"), other), TRUST).map(({ infohash }) => infohash)).toEqual(one);
+  expect(newestOf(heads(withdrawn, headOf("anna", { version: 8n })), TRUST)[0]?.version).toBe(8n);
 });
 
 test("what one key says too much stands before what others say, and not in its stead", () => {

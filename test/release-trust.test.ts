@@ -1,6 +1,6 @@
 /** A vendor with two offline keys: trust.json and its chain, heads, withdrawals, and all that a release may state, as typed. */
 import { afterAll, expect, test } from "bun:test";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { comparedWith } from "../agent/release/difference.ts";
@@ -39,6 +39,16 @@ test("a key's entry for trust.json names the roles it is made for", async () => 
     exit: 2,
     err: expect.stringContaining('--roles: "boss" is no role; there are release, trust, head'),
   });
+});
+
+test("a key whose public half would overwrite another's is not made, and nothing is left of it", async () => {
+  writeFileSync(at("half.pub"), "another's\n");
+  expect(await fruit("keygen", "--out", at("half"))).toMatchObject({
+    exit: 2,
+    err: expect.stringContaining(`${at("half.pub")}: it exists`),
+  });
+  expect(existsSync(at("half"))).toBe(false);
+  expect(readFileSync(at("half.pub"), "utf8")).toBe("another's\n");
 });
 
 test("trust.json is made of public keys, and shown", async () => {
@@ -139,7 +149,21 @@ test("a version that does not follow is not put into a chain, and a key without 
   });
   await fruit("trust", "next", chain, "--to", at("2.json"), "--from", at("1.json"));
   await init("3.json", ...signer("anna"), ...signer("cleo"), ...TWO, "--version", "3");
-  expect((await fruit("trust", "next", chain, "--to", at("3.json"))).exit).toBe(0);
+  const next = (...words: string[]) => fruit("trust", "next", chain, "--to", at("3.json"), ...words);
+  expect(await next("--from", at("2.json"))).toMatchObject({
+    exit: 2,
+    err: expect.stringContaining("--from begins a chain"),
+  });
+  expect((await fruit("trust", "sign", chain, "--key", at("anna"))).exit).toBe(0);
+  // Nobody could sign it any more: a signer signs the last
+  expect(await next()).toMatchObject({
+    exit: 2,
+    err: expect.stringContaining(
+      "version 2 is not signed by all it takes (1 more of org.example.cleo, as version 2 asks)",
+    ),
+  });
+  expect((await fruit("trust", "sign", chain, "--key", at("cleo"))).exit).toBe(0);
+  expect((await next()).exit).toBe(0);
   expect(parseChain(readFileSync(chain)).map(({ trust }) => trust.version)).toEqual([2, 3]);
   expect(await fruit("trust", "sign", chain, "--key", at("bert"))).toMatchObject({
     exit: 2,
@@ -161,6 +185,22 @@ test.each([
     '"anna" is not ID=FILE.pub=ROLES',
   ],
   [["trust", "init", ...signer("anna"), "--threshold", "release", "--out", "x"], '"release" is not ROLE=M'],
+  [
+    ["trust", "init", ...signer("anna"), "--threshold", "release=1", "--version", "two", "--out", "x"],
+    '--version: "two" is no integer from 1 to 2^53-1',
+  ],
+  [
+    ["trust", "init", ...signer("anna"), "--threshold", "release=2,release=1", "--out", "x"],
+    "--threshold: release stands twice",
+  ],
+  [
+    ["trust", "init", ...signer("anna", "release,release"), "--threshold", "release=1", "--out", "x"],
+    "--signer: release stands twice",
+  ],
+  [
+    ["verify", at("12.fruit"), "--trust", at("1.json"), "--target", "x"],
+    "--target says nothing about an update file",
+  ],
   [["trust", "sign", at("1.json"), "--key", at("anna")], "byte 0: a value cannot begin with"],
   [["trust", "sign"], "expected one chain, FILE.trust"],
   [["head", at("12.fruit")], "--key is missing"],
@@ -214,6 +254,33 @@ test("a head says that a release is the newest, is explained, and heard by who t
     out: expect.stringContaining('"code":"wrong-target"'),
   });
   expect(await verify("--at", `@${TIMES.now - 7200}`)).toMatchObject({ exit: 4 });
+  expect(await verify("--payload", at("12.fruit"))).toMatchObject({
+    exit: 2,
+    err: expect.stringContaining("--payload says nothing about a head"),
+  });
+  expect(await fruit("inspect", head, "--against", at("12.fruit"))).toMatchObject({
+    exit: 2,
+    err: expect.stringContaining("--against says nothing about a head"),
+  });
+});
+
+test("what was withdrawn is not offered again by who only renews its head", async () => {
+  const words = [at("12.fruit"), "--key", at("anna"), "--out", at("back.head")];
+  await fruit("withdraw", ...words);
+  expect(await fruit("head", ...words)).toMatchObject({
+    exit: 2,
+    err: `fruit: ${at("back.head")}: it says that version 12 is withdrawn; remove it to offer that release again\n`,
+  });
+  expect(parseHead(readFileSync(at("back.head"))).isWithdrawn).toBe(true);
+  expect((await fruit("withdraw", ...words)).exit).toBe(0);
+});
+
+test("a signer whom trust.json does not name is told from one whose key is not in hand", async () => {
+  const inspect = (...words: string[]) => fruit("inspect", at("12.fruit"), ...words);
+  expect((await inspect()).out).toMatch(/^signed by +anna \(not checked: .* give --trust\)$/m);
+  expect((await inspect("--trust", at("1.json"))).out).toMatch(
+    /^signed by +anna \(trust.json does not name it for releases\)$/m,
+  );
 });
 
 test("a withdrawal takes the place of the head, even in the same second, and of nobody else's", async () => {
@@ -294,8 +361,11 @@ test.skipIf(libtorrent.isSkipped)(libtorrent.title, async () => {
 });
 
 test.each([
-  [["--seed", "http://example.org/"], "not an address of https"],
-  [["--tracker", "ftp://example.org/"], "not an address of http, https, udp"],
+  [
+    ["--seed", "http://example.org/"],
+    'fruitos-13.fruit: byte 322: the statement.seeds has "http://example.org/", not an address of https',
+  ],
+  [["--tracker", "ftp://example.org/"], '"ftp://example.org/", not an address of http, https, udp'],
   [["--rollout", "half now"], '"half" is not PERCENT%@HOURSh'],
   [["--rollout", "50%@1h 50%@2h"], "do not rise"],
   [["--jitter", "5m"], "--jitter and --rollout-from go with --rollout"],
@@ -305,6 +375,12 @@ test.each([
 ])("pack with %p says: %s", async (words, why) => {
   const { exit, err } = await pack("bad", ...words);
   expect([exit, err]).toEqual([2, expect.stringContaining(why)]);
+});
+
+test("pack writes nothing beside the folder that is named, nor a name that no node takes", async () => {
+  const { exit, err } = await pack("inside", "--name", "../outside");
+  expect([exit, err]).toEqual([2, expect.stringContaining('--name: "../outside" is not of the form')]);
+  expect([existsSync(at("outside")), existsSync(at("inside"))]).toEqual([false, false]);
 });
 
 test("what is new in a release is told beside another, and on a node beside the one that runs", async () => {

@@ -153,6 +153,11 @@ test.each([
   [["signatures", "anna", "info"], 1, "the statement is no dictionary"],
   [["signatures", "anna", "info", "++"], 2, "the statement.++ is 2, not 1 to 1"],
   [["signatures", "anna", "info", "alg"], "rsa", 'the statement.alg is "rsa", which is not of the form'],
+  [
+    ["signatures", "anna", "info", "uuid"],
+    "t".repeat(65),
+    "which is not of the form /^[\\x21-\\x7e]{1,64}$/",
+  ],
   [["signatures", "anna", "info", "boards"], [], "the statement.boards has 0 entries, not 1 to 64"],
   [["signatures", "anna", "info", "boards"], ["a", "a"], 'the statement.boards: "a" stands twice'],
   [
@@ -250,7 +255,7 @@ test.each<[key: string, value: Encodable, why: string]>([
   ],
   ["seeds", [], "the statement.seeds has 0 entries, not 1 to 16"],
   ["seeds", Array.from({ length: 17 }, (_, n) => `https://x/${n}`), "seeds has 17 entries, not 1 to 16"],
-  ["seeds", ["http://example.org/"], '[0] is "http://example.org/", not an address of https'],
+  ["seeds", ["http://example.org/"], 'has "http://example.org/", not an address of https'],
   ["seeds", ["https://anna:geheim@example.org/"], "not an address of https without user and fragment"],
   ["seeds", ["https://anna@example.org/"], "not an address of https without user and fragment"],
   ["seeds", ["https://:geheim@example.org/"], "not an address of https without user and fragment"],

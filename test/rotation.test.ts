@@ -1,6 +1,6 @@
 /** Chains from one `trust.json` to the next, read and followed; and brought onto a node. FRUIT_FUZZ=1000000 for more mutations. */
 import { expect, test } from "bun:test";
-import { existsSync, linkSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, linkSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { holdFolder } from "../agent/hold.ts";
 import { applyChain, trustPaths } from "../agent/update/trust.ts";
@@ -342,6 +342,13 @@ test("trust.json is replaced, never written into: a cut leaves the whole old or 
   expect(on.text()).toBe(THIRD);
 });
 
+test("a folder that is no node's is left as it is", async () => {
+  using on = node();
+  const dir = join(on.folder.path, "typo");
+  await expect(applyChain(dir, CHAIN)).rejects.toThrow("typo/trust.json: ENOENT");
+  expect(existsSync(dir)).toBe(false);
+});
+
 test("two chains at once are applied one after the other", async () => {
   using on = node();
   using _ = holdFolder(join(on.data, "boot"), "trust");
@@ -381,6 +388,21 @@ test("a cut between the new trust.json and the forgetting leaves nothing that co
   expect(on.text()).toBe(SECOND);
   expect(await on.floors()).toEqual([0n, 0n, 0n]);
   expect((await Heads.open(on.paths.heads)).of(FOLLOWING, OWN)).toEqual([]);
+});
+
+test("a cut within the forgetting leaves the old trust.json: the same chain forgets a key that it lists again, too", async () => {
+  using on = node();
+  await raiseFloors(on.paths.floors, { keys: [keyHex("bert")], target: "t", version: 2n ** 62n }, OWN);
+  const back = trustText(3, { anna: ALL, bert: ALL, cleo: ALL }, TWO);
+  const chain = chainOf(FIRST_LINK, linkOf(back, "anna", "cleo"));
+  // What a medium that fails in that moment leaves
+  mkdirSync(`${on.paths.floors}.new`);
+  await expect(on.apply(chain)).rejects.toThrow();
+  expect(on.text()).toBe(ONE);
+  rmdirSync(`${on.paths.floors}.new`);
+  await on.apply(chain);
+  expect(on.text()).toBe(back);
+  expect(await on.floors()).toEqual([0n, 0n, 0n]);
 });
 
 test("floors rise, never fall, and are kept by key and target", async () => {

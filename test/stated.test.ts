@@ -2,10 +2,14 @@
 import { expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { asAsked } from "../agent/boot/health.ts";
+import { parseConfig } from "../agent/config.ts";
 import { trustPaths } from "../agent/update/trust.ts";
+import { hashPrefix } from "../boot/admit.ts";
 import { signerFloors } from "../boot/floors.ts";
 import type { Statement } from "../boot/statement.ts";
-import { until } from "./node.ts";
+import { parseUpdate } from "../boot/updatefile.ts";
+import { scratch, until } from "./node.ts";
 import { makeRelease } from "./releases.ts";
 import { NEW, SlotNode } from "./slotnode.ts";
 import { keyHex, trustText } from "./trusts.ts";
@@ -44,6 +48,23 @@ test("without trust.json a trial is confirmed all the same", async () => {
   await good(node);
   await until("it is told", () => node.told.includes("confirmed"));
   expect(await floor()).toBe(0n);
+});
+
+test("what a release asks for is added to what the node asks for, and never for other content", async () => {
+  using folder = scratch();
+  const { boot } = parseConfig("test", { site: "lab", boot: { services: ["sshd", "nginx"] } });
+  const health = { services: ["nginx", "mosquitto"], deadlineSeconds: 300 };
+  const { update } = makeRelease({ stated: { health } });
+  mkdirSync(join(folder.path, "releases"));
+  writeFileSync(join(folder.path, "releases/b.fruit"), update);
+  const hash = hashPrefix(parseUpdate(update).info.piecesRoot);
+  expect(await asAsked(boot, folder.path, "b", hash)).toEqual({
+    ...boot,
+    services: ["sshd", "nginx", "mosquitto"],
+    deadline_seconds: 300,
+  });
+  expect(await asAsked(boot, folder.path, "b", "5".repeat(32))).toBe(boot);
+  expect(await asAsked(boot, folder.path, "a", hash)).toBe(boot);
 });
 
 test("a release's own health is asked for in its trial, beyond what the node is configured to ask", async () => {

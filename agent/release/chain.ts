@@ -31,16 +31,12 @@ export async function explainChain(
   const shown = links.map((link, index) => {
     const before = links[index - 1]?.trust ?? (trust?.version === link.trust.version - 1 ? trust : undefined);
     const known = [...(before ? signersOf(link, before) : []), ...signersOf(link, link.trust)];
-    const missing = [
-      ...(before ? lacking(link, before, `version ${before.version}`) : []),
-      ...lacking(link, link.trust, `version ${link.trust.version}`),
-    ];
     return {
       ...factsOf(link.trust),
       ...(before ? { changes: changesOf(before, link.trust) } : {}),
       signed_by: [...new Set(known.map(({ id }) => id))],
       others: [...link.signatures.keys()].filter((key) => known.every((one) => keyOf(one) !== key)).length,
-      missing,
+      missing: missingIn(link, before),
     };
   });
   io.out(
@@ -140,6 +136,12 @@ export function changesOf(before: Trust, after: Trust): string[] {
     ),
   ];
 }
+
+/** Which signatures a link lacks: those that the version before asks for, where that is known, and its own. */
+export const missingIn = (link: Link, before: Trust | undefined): string[] => [
+  ...(before ? lacking(link, before, `version ${before.version}`) : []),
+  ...lacking(link, link.trust, `version ${link.trust.version}`),
+];
 
 function lacking(link: Link, trust: Trust, whose: string): string[] {
   const needed = trust.threshold.trust;

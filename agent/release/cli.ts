@@ -1,5 +1,6 @@
 /** `fruit release`: makes, signs, explains and checks releases, without the agent, on anybody's machine. */
 import { createHash } from "node:crypto";
+import { rm } from "node:fs/promises";
 import { basename } from "node:path";
 import { parseArgs } from "node:util";
 import { keyLine, SIGNER_ID } from "../../boot/trust.ts";
@@ -16,13 +17,15 @@ import { KEY_WORDS, openRawKey } from "../sign/rawkey.ts";
 import { CliError, type CliVerb, EXIT, UsageError } from "../terminal.ts";
 import { explainChain } from "./chain.ts";
 import { comparedWith } from "./difference.ts";
-import { asUsage, kindOf, onlyFile, readTrust, readUpdate, writeNew } from "./files.ts";
+import { asUsage, kindOf, onlyAbout, onlyFile, readTrust, readUpdate, writeNew } from "./files.ts";
 import { announce, explainHead } from "./heads.ts";
 import { explainUpdate } from "./inspect.ts";
 import { replacing } from "./pack.ts";
 import { packRelease } from "./packing.ts";
+import { publish, withdraw } from "./publish.ts";
 import { rolesOf, TRUST_SYNOPSIS, trustVerb } from "./trust.ts";
 import { verify } from "./verify.ts";
+import { WAYS_SYNOPSIS } from "./ways.ts";
 import { needed } from "./words.ts";
 
 type Context = Parameters<CliVerb["run"]>[0];
@@ -77,11 +80,20 @@ export const RELEASE_VERBS: readonly CliVerb[] = [
     run: (context) => announce(context, false),
   },
   {
-    words: "release withdraw",
-    synopsis: `FILE.fruit --key ${KEY_WORDS} [--expires 7d] [--issued TIME] [--out FILE.head]`,
-    summary: "says that this release is called back: nodes that have not confirmed it leave it",
+    words: "release publish",
+    synopsis: `FILE.fruit|FILE.head [--key ${KEY_WORDS}] [--expires 7d] [--payload FILE] [--side FILE] ${WAYS_SYNOPSIS}`,
+    summary:
+      "one command: makes the head of a signed release, says it to everybody, and gives the payload until others have all of it",
     needsAgent: false,
-    run: (context) => announce(context, true),
+    run: publish,
+  },
+  {
+    words: "release withdraw",
+    synopsis: `FILE.fruit --key ${KEY_WORDS} [--expires 7d] [--issued TIME] [--out FILE.head] [--publish ${WAYS_SYNOPSIS}]`,
+    summary:
+      "says that this release is called back: nodes that have not confirmed it leave it; with --publish to everybody at once",
+    needsAgent: false,
+    run: withdraw,
   },
   {
     words: "release trust",
@@ -106,11 +118,12 @@ async function keygen({ args, io, json }: Context) {
   const made = makeKey(values.id ?? basename(path));
   const { publicKey } = parseKeyFile(path, made.privateFile);
   const id = signerId(values.id, publicKey);
-  for (const [file, text, mode] of [
-    [path, made.privateFile, 0o600],
-    [`${path}.pub`, `${made.publicLine}\n`, 0o644],
-  ] as const)
-    await writeNew(file, text, mode);
+  // A private key without its public half would be in the way of the next attempt
+  await writeNew(`${path}.pub`, `${made.publicLine}\n`, 0o644);
+  await writeNew(path, made.privateFile, 0o600).catch(async (cause) => {
+    await rm(`${path}.pub`, { force: true });
+    throw cause;
+  });
   const entry = { id, key: keyLine(publicKey), roles };
   if (!json)
     io.err(`fruit: ${path} is the private key, for its owner alone. Its entry in "signers" of trust.json:\n`);
@@ -159,6 +172,7 @@ async function inspectFile(context: Context) {
   const bytes = await readUpdate(path);
   const trust = values.trust === undefined ? undefined : await readTrust(values.trust);
   const kind = kindOf(bytes);
+  onlyAbout(kind, values, { update: ["trust", "against"], head: ["trust"], chain: ["trust"] });
   if (kind === "head") return explainHead(context, path, bytes, trust);
   if (kind === "chain") return explainChain(context, path, bytes, trust);
   const against = await comparedWith(values.against);

@@ -31,8 +31,12 @@ export async function readTrust(path: string): Promise<Trust> {
   }
 }
 
+/** What a signed file may be. */
+type Kind = "update" | "head" | "chain";
+const KINDS: Record<Kind, string> = { update: "an update file", head: "a head", chain: "a chain" };
+
 /** What a signed file is, by the keys at its top; one that is none of these is read as an update file, which says what is wrong. */
-export function kindOf(bytes: Uint8Array): "update" | "head" | "chain" {
+export function kindOf(bytes: Uint8Array): Kind {
   try {
     const { value } = decodeBencode(bytes, UPDATE_MAX_BYTES);
     if (value instanceof Map && value.has("k") && value.has("v")) return "head";
@@ -41,6 +45,12 @@ export function kindOf(bytes: Uint8Array): "update" | "head" | "chain" {
     if (!(cause instanceof BencodeError)) throw cause;
   }
   return "update";
+}
+
+/** Throws `UsageError` for a flag that has no meaning for what the file is: nobody shall believe that it was looked at. */
+export function onlyAbout(kind: Kind, given: object, flags: Record<Kind, readonly string[]>): void {
+  const strange = Object.keys(given).find((flag) => !flags[kind].includes(flag));
+  if (strange !== undefined) throw new UsageError(`--${strange} says nothing about ${KINDS[kind]}`);
 }
 
 /** A file that must be read whole, if it is not too long for that. A pipe or a device, which may never end, is none. */
@@ -96,12 +106,12 @@ export async function writeNew(path: string, text: string, mode: number): Promis
 }
 
 /** An update file that cannot be read is wrong input here, not a decision. */
-export async function asUsage<T>(work: () => Promise<T>, path?: string): Promise<T> {
+export async function asUsage<T>(work: () => Promise<T>, path: string): Promise<T> {
   try {
     return await work();
   } catch (cause) {
     if (!(cause instanceof ReleaseError)) throw cause;
-    throw new CliError(EXIT.usage, `${path === undefined ? "" : `${path}: `}${cause.message}`, { cause });
+    throw new CliError(EXIT.usage, `${path}: ${cause.message}`, { cause });
   }
 }
 

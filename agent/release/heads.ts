@@ -15,6 +15,7 @@ import {
   parseHead,
   verifyHead,
 } from "../../boot/head.ts";
+import { instant } from "../../boot/release.ts";
 import { keyOf, signersFor, type Trust } from "../../boot/trust.ts";
 import { parseUpdate, readStatement, statementToSign } from "../../boot/updatefile.ts";
 import { openRawKey } from "../sign/rawkey.ts";
@@ -26,31 +27,45 @@ import { moment, needed } from "./words.ts";
 
 type Context = Parameters<CliVerb["run"]>[0];
 
+/** The flags that say what a head is to be. */
+export const HEAD_FLAGS = {
+  key: { type: "string" },
+  expires: { type: "string", default: "7d" },
+  issued: { type: "string" },
+  out: { type: "string" },
+} as const;
+
 /** Makes a head for a release, or one that calls it back. */
 export async function announce({ args, io, json }: Context, isWithdrawn: boolean): Promise<Exit> {
-  const { values, positionals } = parseArgs({
-    args,
-    allowPositionals: true,
-    options: {
-      key: { type: "string" },
-      expires: { type: "string", default: "7d" },
-      issued: { type: "string" },
-      out: { type: "string" },
-    },
-  });
-  const path = onlyFile(positionals);
-  const out = values.out ?? `${path.replace(/\.fruit$/, "")}.head`;
+  const { values, positionals } = parseArgs({ args, allowPositionals: true, options: HEAD_FLAGS });
+  const { out, bytes } = await makeHead(onlyFile(positionals), values, io, isWithdrawn);
+  return explainHead({ io, json }, out, bytes);
+}
+
+/** Signs a head for a release and writes it, beside the update file unless `out` says where. */
+export async function makeHead(
+  path: string,
+  flags: { [flag in keyof typeof HEAD_FLAGS]?: string | undefined },
+  io: Pick<Io, "env" | "signal">,
+  isWithdrawn: boolean,
+): Promise<{ out: string; bytes: Buffer }> {
+  const out = flags.out ?? headBeside(path);
   const file = await asUsage(async () => parseUpdate(await readUpdate(path)), path);
   const stated = await asUsage(async () => readStatement(statementToSign(file)), path);
-  const key = await openRawKey(needed("key", values.key), { env: io.env, signal: io.signal });
+  const key = await openRawKey(needed("key", flags.key), { env: io.env, signal: io.signal });
   const { target, channel, version } = stated;
   const before = existsSync(out) ? await ownHead(out, key.publicKey, { target, version }) : undefined;
-  const now = values.issued === undefined ? Math.floor(Date.now() / 1000) : moment("issued", values.issued);
+  if (before?.isWithdrawn && before.version === version && !isWithdrawn)
+    throw new CliError(
+      EXIT.usage,
+      `${out}: it says that version ${version} is withdrawn; remove it to offer that release again`,
+    );
+  const now = flags.issued === undefined ? Math.floor(Date.now() / 1000) : moment("issued", flags.issued);
   // What it replaces was perhaps made in this very second
   const issued = before ? Math.max(now, before.issued + 1) : now;
   const said: Announced = {
     ...{ target, channel, version, infohash: file.infohash, issued, isWithdrawn },
-    expires: moment("expires", values.expires, issued),
+    expires: moment("expires", flags.expires ?? HEAD_FLAGS.expires.default, issued),
   };
   const bytes = await readable(out, async () => {
     const v = encodeV(said);
@@ -58,16 +73,22 @@ export async function announce({ args, io, json }: Context, isWithdrawn: boolean
     return encodeHead(said, { publicKey: key.publicKey, signature, v });
   });
   await replacing(out, (handle) => handle.writeFile(bytes));
-  const facts = factsOf(parseHead(bytes));
-  io.out(
-    json ? `${JSON.stringify({ schema: "fruit.head/1", file: out, ...facts })}\n` : show(out, facts, now),
-  );
-  return EXIT.done;
+  return { out, bytes };
+}
+
+/** Where the head of a release is, unless somebody says otherwise. */
+export const headBeside = (path: string) => `${path.replace(/\.fruit$/, "")}.head`;
+
+/** A head in a file whose own signature holds. Throws `CliError`. */
+export async function readSignedHead(path: string): Promise<Head> {
+  const head = await readable(path, async () => parseHead(await readSmall(path, HEAD_MAX_BYTES)));
+  if (factsOf(head).signature === "good") return head;
+  throw new CliError(EXIT.refused, `refused: ${path}: its signature does not match it`);
 }
 
 /** Prints what a head says. */
 export async function explainHead(
-  { io, json }: Context,
+  { io, json }: { io: Pick<Io, "out">; json: boolean },
   path: string,
   bytes: Uint8Array,
   trust?: Trust,
@@ -188,4 +209,3 @@ function show(path: string, facts: HeadFacts, now: number): string {
 }
 
 const fingerprintOf = ({ key }: Pick<Head, "key">) => fingerprint(Buffer.from(key, "hex"));
-const instant = (unixSeconds: number) => `${new Date(unixSeconds * 1000).toISOString().slice(0, 19)}Z`;

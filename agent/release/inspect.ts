@@ -2,6 +2,7 @@
 import { stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { verifyEd25519 } from "../../boot/ed25519.ts";
+import { instant } from "../../boot/release.ts";
 import type { Statement } from "../../boot/statement.ts";
 import { distinctKeys, signersFor, type Trust } from "../../boot/trust.ts";
 import {
@@ -20,8 +21,8 @@ import { asUsage, readUpdate } from "./files.ts";
 /** What is known of one signer. */
 interface SignerFacts {
   id: string;
-  /** Whether it holds; "unknown" without its key. */
-  signature: "good" | "bad" | "unknown";
+  /** Whether it holds; "unknown" without `trust.json`, "unnamed" where that names no such signer for releases. */
+  signature: "good" | "bad" | "unknown" | "unnamed";
 }
 
 /** Everything that `inspect` prints. Hashes are hex, versions decimal text (they have 64 bits), times Unix seconds. */
@@ -124,6 +125,7 @@ const WORDS = {
   good: "",
   bad: ": NOT its signature",
   unknown: " (not checked: its key is in trust.json, give --trust)",
+  unnamed: " (trust.json does not name it for releases)",
 };
 
 /** The floor of the record, and that of its signers. */
@@ -202,7 +204,7 @@ function signersOf(file: UpdateFile, trust: Trust | undefined, missing: string[]
     const signed = attempt(() => readSignature(id, received), missing);
     const known = trust && signersFor(trust, "release").find((signer) => signer.id === id);
     if (!signed) return { id, signature: "bad" };
-    if (!known) return { id, signature: "unknown" };
+    if (!known) return { id, signature: trust ? "unnamed" : "unknown" };
     const message = signedBytes(file.infoBytes, signed.statement.bytes);
     return { id, signature: verifyEd25519(known.publicKey, message, signed.signature) ? "good" : "bad" };
   });
@@ -238,5 +240,4 @@ function attempt<T>(read: () => T, missing: string[]): T | undefined {
 }
 
 const away = (seconds: number) => (seconds > 0 ? ` (in ${lasting(seconds)})` : "");
-const instant = (unixSeconds: number) => `${new Date(unixSeconds * 1000).toISOString().slice(0, 19)}Z`;
 const megabytes = (bytes: number) => (bytes < 100_000 ? `${bytes} B` : `${(bytes / 1e6).toFixed(1)} MB`);

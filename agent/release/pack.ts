@@ -17,7 +17,7 @@ import { HASH_BYTES } from "../../boot/merkle.ts";
 import { encodeSideHeader, SIDE_HEADER_BYTES } from "../../boot/side.ts";
 import type { Statement } from "../../boot/statement.ts";
 import { LOADS } from "../../boot/uboot/switch.ts";
-import { encodeUpdate, RELEASE_NAME } from "../../boot/updatefile.ts";
+import { encodeUpdate } from "../../boot/updatefile.ts";
 import { openDisk } from "../../hal/disk.ts";
 import { CliError, EXIT } from "../terminal.ts";
 import { CHUNK_BYTES, chunksOf, digestPayload, factsOf, pieceLengthFor } from "./digest.ts";
@@ -147,8 +147,6 @@ export async function describe(
   options: { name: string; area: BootArea; claims: Claims; signal?: AbortSignal },
 ): Promise<Statement> {
   const { name, area, claims } = options;
-  if (!RELEASE_NAME.test(name))
-    throw new CliError(EXIT.usage, `--name: "${name}" is not of the form ${RELEASE_NAME}`);
   const pieceLength = pieceLengthFor(area.payloadBytes);
   let statement: Statement | undefined;
   await replacing(files.side, async (side) => {

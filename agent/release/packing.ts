@@ -1,7 +1,7 @@
 /** `fruit release pack`: from files, or from a payload that is laid out, to everything but the signatures. */
 import { basename, resolve } from "node:path";
 import { parseArgs } from "node:util";
-import { parseUpdate } from "../../boot/updatefile.ts";
+import { parseUpdate, RELEASE_NAME } from "../../boot/updatefile.ts";
 import { CliError, type CliVerb, EXIT, seconds, UsageError } from "../terminal.ts";
 import { asUsage, readUpdate } from "./files.ts";
 import { explainUpdate } from "./inspect.ts";
@@ -45,7 +45,7 @@ export async function packRelease(context: Parameters<CliVerb["run"]>[0]) {
   const { payload } = values;
   if (payload !== undefined && (values.root ?? values.kernel ?? values.initramfs) !== undefined)
     throw new UsageError("--payload is laid out already; --root, --kernel and --initramfs make another");
-  const name = payload === undefined ? needed("name", values.name) : (values.name ?? basename(payload));
+  const name = nameOf(values);
   const files = { ...releaseFiles(out, name), ...(payload === undefined ? {} : { payload }) };
   if (payload === undefined) await layDown(files.payload, { ...values, name }, io.signal);
   const area = await areaOf(files.payload);
@@ -70,8 +70,15 @@ export async function packRelease(context: Parameters<CliVerb["run"]>[0]) {
     ...(values.seed.length > 0 ? { seeds: values.seed } : {}),
     ...(values.tracker.length > 0 ? { trackers: values.tracker } : {}),
   };
-  await asUsage(() => describe(files, { name, area, claims, signal: io.signal }));
+  await asUsage(() => describe(files, { name, area, claims, signal: io.signal }), files.update);
   return explainUpdate(context, files.update);
+}
+
+/** The name of the release, which is that of a file in the folder that is written and nowhere else. */
+function nameOf({ payload, name }: { payload?: string | undefined; name?: string | undefined }): string {
+  const named = payload === undefined ? needed("name", name) : (name ?? basename(payload));
+  if (RELEASE_NAME.test(named)) return named;
+  throw new CliError(EXIT.usage, `--name: "${named}" is not of the form ${RELEASE_NAME}`);
 }
 
 /** What a trial of it asks for, beyond the node's own checks. */

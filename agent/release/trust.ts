@@ -13,9 +13,9 @@ import {
   type TrustRole,
 } from "../../boot/trust.ts";
 import { parseKeyFile, readKeyFile } from "../sign/keys.ts";
-import { openRawKey } from "../sign/rawkey.ts";
+import { KEY_WORDS, openRawKey } from "../sign/rawkey.ts";
 import { CliError, type CliVerb, EXIT, type Exit, table, UsageError } from "../terminal.ts";
-import { changesOf, factsOf, readChain, rowsOf } from "./chain.ts";
+import { changesOf, factsOf, missingIn, readChain, rowsOf } from "./chain.ts";
 import { onlyFile, readTrust, readTrustText, writeNew } from "./files.ts";
 import { replacing } from "./pack.ts";
 import { needed } from "./words.ts";
@@ -23,8 +23,7 @@ import { needed } from "./words.ts";
 type Context = Parameters<CliVerb["run"]>[0];
 
 /** What follows `release trust`, for its usage line. */
-export const TRUST_SYNOPSIS =
-  "init --signer ID=FILE.pub=ROLES… --threshold release=M[,trust=M][,head=M] [--version N] --out trust.json | next FILE.trust --to NEW.json [--from trust.json] | sign FILE.trust --key FILE|agent[:KEY]";
+export const TRUST_SYNOPSIS = `init --signer ID=FILE.pub=ROLES… --threshold release=M[,trust=M][,head=M] [--version N] --out trust.json | next FILE.trust --to NEW.json [--from trust.json] | sign FILE.trust --key ${KEY_WORDS}`;
 
 /** Runs what the first word says. */
 export async function trustVerb(context: Context): Promise<Exit> {
@@ -50,7 +49,7 @@ async function init({ args, io, json }: Context): Promise<Exit> {
   if (values.signer.length === 0) throw new UsageError("--signer is missing");
   const document = {
     schema: "fruit.trust/1",
-    version: Number(values.version),
+    version: versionOf(values.version),
     threshold: thresholdOf(needed("threshold", values.threshold)),
     signers: await Promise.all(values.signer.map(signerOf)),
   };
@@ -73,7 +72,12 @@ async function next({ args, io, json }: Context): Promise<Exit> {
   const text = await readTrustText(to);
   const trust = readable(text, to);
   const links = existsSync(path) ? await readChain(path) : [];
-  const before = links.at(-1)?.trust ?? (await readTrust(needed("from", values.from)));
+  const last = links.at(-1);
+  if (last && values.from !== undefined)
+    throw new UsageError(
+      `--from begins a chain; ${path} is there, and goes on from version ${last.trust.version}`,
+    );
+  const before = last?.trust ?? (await readTrust(needed("from", values.from)));
   if (trust.version !== before.version + 1)
     throw new CliError(
       EXIT.usage,
@@ -82,6 +86,12 @@ async function next({ args, io, json }: Context): Promise<Exit> {
   for (const [one, whose] of [[before, `version ${before.version}`] as const, [trust, to] as const])
     if (one.threshold.trust === undefined)
       throw new CliError(EXIT.usage, `${whose}: without threshold.trust nobody can sign what comes next`);
+  const missing = last ? missingIn(last, links.at(-2)?.trust) : [];
+  if (missing.length > 0)
+    throw new CliError(
+      EXIT.usage,
+      `${path}: version ${before.version} is not signed by all it takes (${missing.join("; ")}), and only the last of a chain can be signed`,
+    );
   if (links.length === CHAIN_MAX_LINKS)
     throw new CliError(
       EXIT.usage,
@@ -143,13 +153,27 @@ async function signerOf(text: string) {
   return { id, key: keyLine(publicKey), roles: rolesOf("signer", roles) };
 }
 
+/** A version of `trust.json`, of which a program must be able to count. */
+function versionOf(text: string): number {
+  const version = /^\d{1,16}$/.test(text) ? Number(text) : 0;
+  if (version > 0 && Number.isSafeInteger(version)) return version;
+  throw new UsageError(`--version: "${text}" is no integer from 1 to 2^53-1`);
+}
+
 /** `release,trust`: roles. Throws `UsageError`. */
 export function rolesOf(flag: string, text: string): TrustRole[] {
-  return text.split(",").map((word) => {
+  const roles = text.split(",").map((word) => {
     const role = TRUST_ROLES.find((known) => known === word);
     if (!role) throw new UsageError(`--${flag}: "${word}" is no role; there are ${TRUST_ROLES.join(", ")}`);
     return role;
   });
+  return onlyOnce(flag, roles);
+}
+
+function onlyOnce(flag: string, roles: TrustRole[]): TrustRole[] {
+  const twice = roles.find((role, index) => roles.indexOf(role) < index);
+  if (twice === undefined) return roles;
+  throw new UsageError(`--${flag}: ${twice} stands twice`);
 }
 
 function thresholdOf(text: string): Record<string, number> {
@@ -159,6 +183,10 @@ function thresholdOf(text: string): Record<string, number> {
     const [role] = rolesOf("threshold", name);
     return [role ?? "release", Number(count)];
   });
+  onlyOnce(
+    "threshold",
+    pairs.map(([role]) => role),
+  );
   return Object.fromEntries(pairs);
 }
 

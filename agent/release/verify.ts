@@ -16,10 +16,17 @@ import { openDisk } from "../../hal/disk.ts";
 import { CliError, type CliVerb, EXIT } from "../terminal.ts";
 import { verifyChain } from "./chain.ts";
 import { digestPayload } from "./digest.ts";
-import { kindOf, onlyFile, readTrust, readUpdate } from "./files.ts";
+import { kindOf, onlyAbout, onlyFile, readTrust, readUpdate } from "./files.ts";
 import { verifyHeadFile } from "./heads.ts";
 import { areaOf } from "./pack.ts";
 import { moment, needed, unsigned } from "./words.ts";
+
+/** What there is to be said of each kind of file. */
+const FLAGS = {
+  update: ["trust", "payload", "side", "board", "floor", "running", "at"],
+  head: ["trust", "target", "channel", "at"],
+  chain: ["trust"],
+};
 
 /** Exit 0 when a node would install it, 4 when it is refused. */
 export async function verify({ args, io, json }: Parameters<CliVerb["run"]>[0]) {
@@ -31,7 +38,7 @@ export async function verify({ args, io, json }: Parameters<CliVerb["run"]>[0]) 
       payload: { type: "string" },
       side: { type: "string" },
       board: { type: "string", multiple: true },
-      floor: { type: "string", default: "0" },
+      floor: { type: "string" },
       running: { type: "string" },
       at: { type: "string" },
       target: { type: "string" },
@@ -42,11 +49,12 @@ export async function verify({ args, io, json }: Parameters<CliVerb["run"]>[0]) 
   const trust = await readTrust(needed("trust", values.trust));
   const bytes = await readUpdate(path);
   const kind = kindOf(bytes);
+  onlyAbout(kind, values, FLAGS);
   const node = {
     now: values.at === undefined ? Math.floor(Date.now() / 1000) : moment("at", values.at),
     atLeast: 0,
     boards: values.board ?? ("any" as const),
-    floor: unsigned("floor", values.floor),
+    floor: unsigned("floor", values.floor ?? "0"),
     running: values.running === undefined ? undefined : unsigned("running", values.running),
   };
   if (kind === "chain") return verifyChain(io, json, path, bytes, trust);
