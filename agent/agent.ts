@@ -36,6 +36,7 @@ import { Store } from "./store.ts";
 import { telemetry } from "./telemetry/part.ts";
 import { createSampler } from "./telemetry/sampler.ts";
 import { kernelConsoles } from "./tty.ts";
+import { createUpdateService } from "./update/service.ts";
 import { createUplink } from "./uplink.ts";
 import { BUILD } from "./version.ts";
 
@@ -134,9 +135,16 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
     buses: power.answering,
     isStackBeating: () => role.isBeating,
     isPowerBusy: () => power.isBusy,
+    following: () => updates.following,
     clock,
     ...{ publish, tell, alarm, log },
   });
+  const updates = createUpdateService({
+    ...{ config, node, hal, clock, alarm, log, slots: slots.slots, link: uplink.heads },
+    dataDir: slotsData(machine, config.data_dir),
+    isPowerBusy: () => power.isBusy,
+  });
+  uplink.heads.listen(updates.heard);
 
   const working = new AbortController();
   // At once for commands too: what they say of it must still find its way through the socket.
@@ -148,6 +156,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
       ...gpio.commands,
       ...role.commands,
       ...slots.commands,
+      ...updates.commands,
       ...nodeCommands({ machine, journal, boost: numbers.boost }),
     ],
     journal,
@@ -182,6 +191,7 @@ export async function runAgent(config: Config, hal: Hal, log: Log, signal: Abort
       consoles.part,
       role.part,
       slots.part,
+      updates.part,
       numbers.part,
       uplink.announce,
       watchClock(clock, uplink.introduce),

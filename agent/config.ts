@@ -10,6 +10,7 @@ import { problemsOf } from "./issues.ts";
 import { reasonOf } from "./record/lines.ts";
 import { bounded, gpioNumber, level, outletId, path, port, strict, whole } from "./shapes.ts";
 import { GROUPS } from "./telemetry/metrics.ts";
+import { UpdateSection } from "./update/section.ts";
 
 /** Where the configuration is when neither a flag nor `FRUIT_CONFIG` says so. */
 export const CONFIG_PATH = "/etc/fruit/node.json";
@@ -221,6 +222,7 @@ const Schema = strict({
   gpio: v.optional(v.record(level("line name"), GpioName), {}),
   commands: v.optional(Commands, {}),
   boot: v.optional(BootSection, {}),
+  update: v.optional(UpdateSection, {}),
   sim: v.optional(Sim, {}),
 });
 export type Config = v.InferOutput<typeof Schema>;

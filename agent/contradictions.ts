@@ -5,7 +5,7 @@ import { gpioContradictions } from "./gpio/claims.ts";
 
 /** Says what is well-formed and still cannot be meant, in the sections that are there. */
 export function contradictions(sections: Partial<Config>): string[] {
-  const { mqtt, power, commands, boot, consoles = {} } = sections;
+  const { mqtt, power, commands, boot, update, consoles = {} } = sections;
   return [
     ...(mqtt ? mqttContradictions(mqtt) : []),
     ...(power ? powerContradictions(power) : []),
@@ -23,6 +23,9 @@ export function contradictions(sections: Partial<Config>): string[] {
       : []),
     ...gpioContradictions(sections),
     ...(boot ? bootContradictions(boot) : []),
+    ...(update?.policy === "window" && update.window === undefined
+      ? ["update.window: missing; with policy window it says when, such as 01:00-05:00"]
+      : []),
     ...recordContradictions(consoles),
   ];
 }

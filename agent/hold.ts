@@ -27,6 +27,16 @@ export function holdFolder(dir: string, what = "agent"): Disposable {
   throw new CliError(EXIT.busy, `${dir}: other ${what}s are starting there; try again`);
 }
 
+/** The process that holds a folder so, if one that lives does. */
+export function holderOf(dir: string, what = "agent"): number | undefined {
+  const found = read(join(dir, `${what}.pid`));
+  const pid = Number(found?.split(" ")[0]);
+  return found !== undefined && found === nameOf(pid) ? pid : undefined;
+}
+
+/** What holds a folder so, or did when it died; undefined where nothing does. Another text: another hold. */
+export const holdOf = (dir: string, what = "agent"): string | undefined => read(join(dir, `${what}.pid`));
+
 /** A process beyond doubt: numbers are used again, and a Pi boots the same way every time. `gone` when it does not run. */
 function nameOf(pid: number): string {
   const stat = contentOf(`/proc/${pid}/stat`);

@@ -151,6 +151,15 @@ const UpdateState = v.object({
   bytes_total: v.optional(v.number()),
   rate: v.optional(v.pipe(v.number(), v.description("Bytes a second"))),
   eta_s: v.optional(v.pipe(v.number(), v.description("Seconds left, as far as can be told"))),
+  peers: v.optional(v.pipe(v.number(), v.description("Peers that it is connected to"))),
+  bytes_from_slots: v.optional(v.number()),
+  bytes_from_peers: v.optional(v.number()),
+  bytes_from_web: v.optional(v.number()),
+  reason: v.optional(
+    v.pipe(v.string(), v.description("Why it is done, or nothing is: `up-to-date`, `waits-for-word` …")),
+  ),
+  target: v.optional(v.pipe(v.string(), v.description("Whose releases this node follows"))),
+  channel: v.optional(v.string()),
 });
 
 export const CONSOLE_STATES = ["up", "gone"] as const;

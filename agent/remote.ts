@@ -144,7 +144,8 @@ const FLAGS: Record<string, keyof DoorFlags> = {
   "mqtt.password_file": "password-file",
 };
 
-function mqttOf(flags: Place): MqttConfig {
+/** How the broker of these flags is reached. Throws `UsageError`. */
+export function mqttOf(flags: Place): MqttConfig {
   const file = (flag: "ca" | "cert" | "tls-key" | "password-file", key: string) =>
     flags[flag] === undefined ? {} : { [key]: resolve(flags[flag]) };
   try {
@@ -175,7 +176,7 @@ function inFlags(problem: string): string {
 }
 
 /** The exit code of whatever went wrong on the way to the broker. */
-function connectError(error: unknown): unknown {
+export function connectError(error: unknown): unknown {
   if (!(error instanceof LinkError)) return error;
   const isDenied = error.kind === "refused" && error.reason !== undefined && DENIED.has(error.reason);
   return new CliError(isDenied ? EXIT.unauthorised : EXIT.unreachable, error.message, { cause: error });

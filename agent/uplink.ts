@@ -22,6 +22,7 @@ import { createPublisher } from "./publisher.ts";
 import { FailureLimit } from "./sign/limit.ts";
 import { SignerFile } from "./sign/signers.ts";
 import type { Store } from "./store.ts";
+import type { HeadLink } from "./update/broker.ts";
 import { BUILD } from "./version.ts";
 
 /** Topics of other nodes that the controller of their supply reads. */
@@ -51,6 +52,8 @@ export interface Uplink {
   listen(dispatcher: Dispatcher, power: PowerService, signal: AbortSignal): void;
   /** Begins a console session over MQTT. */
   openSealed: OpenSealed;
+  /** Heads of releases, as the broker keeps them for all nodes of the site. */
+  heads: HeadLink & { listen(heard: (head: Uint8Array) => void): void };
   /** Publishes `info` again: the clock, or the challenge, has changed. */
   introduce(): void;
   /** The connection; to be stopped last, so that what the other parts say in the end still goes out. */
@@ -65,6 +68,8 @@ export function createUplink(options: UplinkOptions): Uplink {
   const { site, mqtt } = config;
   let hear: (incoming: Incoming) => void = () => undefined;
   let introduce: () => void = () => undefined;
+  let hearHead: (head: Uint8Array) => void = () => undefined;
+  const headTopic = `${ROOT}/${site}/all/head/`;
   let session: Session | undefined;
   let discovery: Discovery | undefined;
 
@@ -101,7 +106,8 @@ export function createUplink(options: UplinkOptions): Uplink {
       statusTopic: topicOf("status", ""),
       subscriptions: subscriptionsOf(config, node),
       onMessage: (incoming) => {
-        if (!sealed.heard(incoming)) hear(incoming);
+        if (incoming.topic.startsWith(headTopic)) hearHead(incoming.payload);
+        else if (!sealed.heard(incoming)) hear(incoming);
       },
       onRoom: () => sealed.proceed(),
       onLost: (why) => sealed.lose(`the node lost its broker: ${why}`),
@@ -127,6 +133,19 @@ export function createUplink(options: UplinkOptions): Uplink {
       return { mqtt_reconnects_total: reconnects, dropped_total: dropped, events_buffered: buffered };
     },
     openSealed: sealed.open,
+    heads: {
+      get isOnline() {
+        return session?.isOnline ?? false;
+      },
+      publish: (id, head) => {
+        if (!session?.hasRoom) return false;
+        session.sendFrame(`${headTopic}${id}`, head, () => undefined, true);
+        return true;
+      },
+      listen: (heard) => {
+        hearHead = heard;
+      },
+    },
     introduce: () => introduce(),
     part: session?.part ?? idle,
     announce: (signal) => discovery?.part(signal) ?? idle(signal),
@@ -223,7 +242,7 @@ function inWords({ kind, message }: SendProblem, topic: string): string {
     : `the node's broker does not take ${topic}: ${message}`;
 }
 
-/** What to listen to: commands to this node and to all, console sessions, Home Assistant's birth, and what the nodes behind this node's outlets say of themselves. */
+/** What to listen to: commands to this node and to all, heads of what it follows, console sessions, Home Assistant's birth, and what the nodes behind this node's outlets say of themselves. */
 function subscriptionsOf(config: Config, node: string): Subscription[] {
   const base = `${ROOT}/${config.site}`;
   const fed = Object.values(config.power.outlets).flatMap((outlet) =>
@@ -233,6 +252,7 @@ function subscriptionsOf(config: Config, node: string): Subscription[] {
     { filter: `${base}/${node}/cmd/+`, wantsRetained: false },
     { filter: `${base}/${node}/set/+/+`, wantsRetained: false },
     { filter: `${base}/all/cmd/+`, wantsRetained: false },
+    ...(config.update.target === undefined ? [] : [{ filter: `${base}/all/head/+`, wantsRetained: true }]),
     ...(hasConsoles(config) ? [{ filter: `${base}/${node}/console/+/in`, wantsRetained: false }] : []),
     ...(config.mqtt?.discovery
       ? [{ filter: `${config.mqtt.discovery_prefix}/status`, wantsRetained: false }]

@@ -45,6 +45,12 @@ const WORDS: Record<string, Words> = {
   "stack.halt": { typed: "stack halt" },
   "stack.status": { typed: "stack status", isRead: true },
   "telemetry.boost": { typed: "telemetry boost" },
+  "update.announce": { typed: "update announce" },
+  "update.explain": { typed: "update explain", isRead: true },
+  "update.history": { typed: "update history", isRead: true },
+  "update.now": { typed: "update now" },
+  "update.peers": { typed: "update peers", isRead: true },
+  "update.status": { typed: "update status", isRead: true },
 };
 
 /** Every verb a command can have, in alphabetical order. */

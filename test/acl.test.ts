@@ -105,6 +105,12 @@ describe.skipIf(!CAN)(
       expect(await hearers("stack", `${BASE}/pi1/${path}`)).toEqual([]);
     });
 
+    test("an announcement from any node is heard by everybody, and kept nowhere else", async () => {
+      expect(await hearers("pi1", `${BASE}/all/head/${"0".repeat(40)}`)).toEqual(USERS);
+      expect(await hearers("pi1", `${BASE}/all/head/x/y`)).toEqual([]);
+      expect(await hearers("pi1", `${BASE}/all/other`)).toEqual([]);
+    });
+
     test("a node cannot command itself, all nodes, nor speak for Home Assistant or other sites", async () => {
       for (const topic of [
         `${BASE}/pi1/cmd/power.off`,

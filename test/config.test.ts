@@ -72,6 +72,21 @@ test.each<{ document: unknown; says: string[] }>([
       'consoles.*.record: 2 recordings may take 256 MiB of /run, which is memory; no more than 128 MiB together (fewer files, smaller ones, or "dir" on a disk)',
     ],
   },
+  {
+    document: { site: "lab", update: { policy: "window" } },
+    says: ["update.window: missing; with policy window it says when, such as 01:00-05:00"],
+  },
+  {
+    document: {
+      site: "lab",
+      update: { window: "5-6", swarm: { bootstrap: ["router:6881"], up_window: "x" } },
+    },
+    says: [
+      'update.window: "5-6": expected 01:00-05:00 or sat,sun 22:00-04:00',
+      'update.swarm.up_window: "x": expected 01:00-05:00',
+      'update.swarm.bootstrap.0: "router:6881": expected 192.0.2.1:6881 or [2001:db8::1]:6881',
+    ],
+  },
   { document: connected({ url: "mqtt://[::1" }), says: ['mqtt.url: "mqtt://[::1" names no host and port'] },
   {
     document: connected({ url: "mqtt://alice:secret@x" }),

@@ -16,7 +16,18 @@ import { search } from "../agent/swarm/search.ts";
 import { Shelf } from "../agent/swarm/shelf.ts";
 import { compareDistance, Table } from "../agent/swarm/table.ts";
 import { BencodeError, encodeBencode } from "../boot/bencode.ts";
-import { gist, idOf, node, nodes, question, type Stranger, seedOf, signedItem, stranger } from "./dhts.ts";
+import {
+  freePort,
+  gist,
+  idOf,
+  node,
+  nodes,
+  question,
+  type Stranger,
+  seedOf,
+  signedItem,
+  stranger,
+} from "./dhts.ts";
 import { seeded } from "./fakes.ts";
 import { mutated } from "./mutations.ts";
 import { until } from "./node.ts";
@@ -587,4 +598,12 @@ test("a node whose port is taken cannot be opened", async () => {
     openDht({ id: idOf("two"), host: "127.0.0.1", port: one.port, tell: () => undefined }),
   ).rejects.toThrow("EADDRINUSE");
   expect(seedOf("vendor")).toHaveLength(32);
+});
+
+test("however many strangers are met, what was named to begin at is not forgotten", async () => {
+  const port = await freePort();
+  await using early = await node("early", { routes: [`127.0.1.1:${port}`], every: { tableMs: 300 } });
+  for (let n = 0; n < 300; n++) early.meet(`127.0.2.1:${2000 + n}`);
+  await using _ = await node("late", { host: "127.0.1.1", port });
+  await until("it is found", () => early.counts.nodes > 0);
 });

@@ -165,6 +165,8 @@ test("a node with slots shows its release as an update, its slot and whether it 
   const telemetry = new Map([["state/boot", new Set(["active", "trial"])]]);
   const device = document(NODE, { telemetry });
   expect(named(device, "Release")).toMatchObject({ p: "update", state_topic: `${BASE}/state/update/main` });
+  // Who installs signs: Home Assistant has no key
+  expect(Object.keys(named(device, "Release") ?? {})).not.toContain("command_topic");
   expect(named(device, "On trial")).toMatchObject({
     p: "binary_sensor",
     state_topic: `${BASE}/state/boot/main`,

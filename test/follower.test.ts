@@ -221,3 +221,15 @@ test("facts that cannot be had stop nothing for good", async () => {
     await until("it comes to that", () => codes.includes("no-announcement"));
   });
 });
+
+test("another release is told of, even where what is thought of it is the same", async () => {
+  const { facts, follower, announce, codes, done } = stage();
+  facts.release = { turn: 0, refused: "for other boards" };
+  announce(13n);
+  await following(follower, async () => {
+    await until("the first", () => codes.length === 1);
+    announce(14n);
+    await until("the second", () => codes.length === 2);
+  });
+  expect([codes, done]).toEqual([["refused", "refused"], []]);
+});

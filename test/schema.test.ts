@@ -21,7 +21,15 @@ function check(kind: string): ValidateFunction {
 
 test("there is a definition for every kind of message, with its topic, QoS and retain in words", () => {
   const heard = ["cmd", "set/outlet", "set/identify"];
-  const expected = [...Object.keys(KINDS), ...heard, "console/out", "console/in", "all/cmd", "reply"];
+  const expected = [
+    ...Object.keys(KINDS),
+    ...heard,
+    "console/out",
+    "console/in",
+    "all/cmd",
+    "all/head",
+    "reply",
+  ];
   expect(Object.keys(document.$defs)).toEqual(expected);
   expect(document.$schema).toBe("https://json-schema.org/draft/2020-12/schema");
   expect(document.$defs["tele/net"]).toMatchObject({
@@ -30,6 +38,14 @@ test("there is a definition for every kind of message, with its topic, QoS and r
   });
   expect(document.$defs.status?.$comment).toBe("fruit/v1/{site}/{node}/status");
   expect(document.$defs["state/outlet"]?.description).toContain("QoS 1, retained.");
+});
+
+test("an announcement is bytes that the broker keeps for all", () => {
+  expect(document.$defs["all/head"]).toMatchObject({
+    $comment: "fruit/v1/{site}/all/head/{instance}",
+    description: expect.stringContaining("QoS 1, retained."),
+    contentMediaType: "application/octet-stream",
+  });
 });
 
 test("console sessions are bytes, and their topics are the ones that both ends use", () => {

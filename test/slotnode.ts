@@ -19,6 +19,7 @@ import type { HistoryLine } from "../agent/boot/history.ts";
 import { parseMarks } from "../agent/boot/marks.ts";
 import { openNodeCard } from "../agent/boot/open.ts";
 import { type BootOptions, createBootService } from "../agent/boot/service.ts";
+import type { Slots } from "../agent/boot/slots.ts";
 import type { BootStatus } from "../agent/boot/status.ts";
 import type { Call, Command, Outcome } from "../agent/commands.ts";
 import { type Config, parseConfig } from "../agent/config.ts";
@@ -176,6 +177,7 @@ export class Running {
   #stop = new AbortController();
   #part: Promise<void> | undefined;
   #commands: Command[] = [];
+  #slots: Slots | undefined;
 
   constructor(node: SlotNode, slot: SlotName, args: string, bootId: string) {
     this.#node = node;
@@ -204,6 +206,12 @@ export class Running {
     }).boot;
   }
 
+  /** The slots as its agent has them. */
+  get slots(): Slots {
+    if (!this.#slots) throw new Error("no agent was started");
+    return this.#slots;
+  }
+
   /** Since the machine was started. */
   get upSeconds(): number {
     return (performance.now() - this.#began) / 1000;
@@ -227,7 +235,7 @@ export class Running {
       config: this.config,
       dataDir: join(node.folder.path, "data"),
       socket,
-      hal: { machine: this.#machine(), openDisk },
+      hal: { machine: this.machine(), openDisk },
       open: () => this.#open(),
       isBrokerReached: () => world().broker,
       buses: () => world().buses,
@@ -248,6 +256,7 @@ export class Running {
       ...more,
     });
     this.#commands = service.commands;
+    this.#slots = service.slots;
     this.#part = service.part(this.#stop.signal).finally(() => door.close());
   }
 
@@ -317,11 +326,12 @@ export class Running {
   }
 
   async #open(): Promise<OpenCard | undefined> {
-    const card = await openNodeCard({ machine: this.#machine(), openDisk }, this.#node.card.path, "write");
+    const card = await openNodeCard({ machine: this.machine(), openDisk }, this.#node.card.path, "write");
     return card && { ...card, boot: this.#node.wrap(card.boot) };
   }
 
-  #machine(): Machine {
+  /** The machine as its system sees it. */
+  machine(): Machine {
     const { machine } = openSim({ seed: 1, boards: [0], wireTime: false, faults: [], clockSynced: true });
     const world = () => this.#node.worlds[this.slot];
     const files: Record<string, () => string> = {

@@ -1,6 +1,10 @@
 /** Each attack on the wire, one at a time, beside an honest transfer; what it costs in memory is for the proof of the same name. */
 import { expect, test } from "bun:test";
+import { EventEmitter } from "node:events";
+import type Wire from "bittorrent-protocol";
+import { encodePeers, peerExchange } from "../agent/swarm/pex.ts";
 import { scanBencode } from "../agent/swarm/scan.ts";
+import { Serving } from "../agent/swarm/serve.ts";
 import { encodeBencode } from "../boot/bencode.ts";
 import { seeded } from "./fakes.ts";
 import { mutated } from "./mutations.ts";
@@ -51,6 +55,37 @@ test("connections are counted, for each address and in all, and those of others 
   for (const peer of peers) peer[Symbol.dispose]();
 });
 
+test("of a peer that asks, takes back and never reads, no more is remembered than may wait", async () => {
+  const asked = { piece: 0, offset: 0, length: 16_384 };
+  const state = { buffered: 1024 * 1024 };
+  const wire = Object.assign(new EventEmitter(), { _readableState: state, peerRequests: [asked] });
+  let reads = 0;
+  new Serving(wire as unknown as Wire, { size: 16_384, pieceBytes: 16_384, pieces: 1 }, async () => {
+    reads++;
+    return new Uint8Array(16_384);
+  });
+  for (let n = 0; n < 5_000; n++) wire.emit("request", 0, 0, 16_384, () => {});
+  state.buffered = 0;
+  (wire as unknown as { _read(done: () => void): void })._read(() => {});
+  await until("it reads", () => reads > 0);
+  await Bun.sleep(50);
+  expect(reads).toBeLessThanOrEqual(513);
+});
+
+test.each([
+  ["198.51.100.7:6881", "192.0.2.9:6881", true],
+  ["198.51.100.7:6881", "127.0.0.1:6881", false],
+  ["127.0.0.1:6881", "127.0.0.1:6882", true],
+  ["198.51.100.7:6881", "192.0.2.9:25", false],
+])("%s says that %s takes part, and whether it is met is %p", (teller, told, isMet) => {
+  const met: string[] = [];
+  const drop = () => {};
+  const exchange = peerExchange({ known: () => [], meet: (_infohash, address) => void met.push(address) });
+  const peer = { infohash: PAYLOAD.infohash, address: teller, send: () => true, drop };
+  exchange.open(peer).message(encodePeers([told], []));
+  expect(met).toEqual(isMet ? [told] : []);
+});
+
 test("a peer that says nothing is let go", async () => {
   await using one = await node({ limits: { idleMs: 300 } });
   one.share(PAYLOAD, ALL);
@@ -73,22 +108,22 @@ test("nobody connects whom the node does not welcome", async () => {
 });
 
 test.each([
-  ["", "the end is missing"],
-  ["l-3:", "a length is broken"],
-  ["-3:abc", "a length is broken"],
-  ["5:abc", "5 bytes are announced, 3 are there"],
-  ["99999999999999999999:", "a length is broken"],
-  ["d", "the end is missing"],
-  ["i1", "an integer is broken"],
-  ["i-e", "an integer is broken"],
-  ["i1.5e", "an integer is broken"],
-  ["d1:ae", "a key without a value"],
-  ["di1ei2ee", "a key that is no string"],
-  ["i1ei2e", "3 bytes after the end"],
-  ["e", "a length is broken"],
-  ["l".repeat(17), "nested deeper than 16"],
-  [`l${"0:".repeat(70_000)}e`, "more than 65536 values"],
-])("%p never reaches a library", (text, why) => {
+  ["the end is missing", ""],
+  ["a length is broken", "l-3:"],
+  ["a length is broken", "-3:abc"],
+  ["5 bytes are announced, 3 are there", "5:abc"],
+  ["a length is broken", "99999999999999999999:"],
+  ["the end is missing", "d"],
+  ["an integer is broken", "i1"],
+  ["an integer is broken", "i-e"],
+  ["an integer is broken", "i1.5e"],
+  ["a key without a value", "d1:ae"],
+  ["a key that is no string", "di1ei2ee"],
+  ["3 bytes after the end", "i1ei2e"],
+  ["a length is broken", "e"],
+  ["nested deeper than 16", "l".repeat(17)],
+  ["more than 65536 values", `l${"0:".repeat(70_000)}e`],
+])("bencode in which %s never reaches a library", (why, text) => {
   expect(() => scanBencode(Buffer.from(text))).toThrow(why);
 });
 

@@ -5,12 +5,12 @@ import {
   encodeReport,
   type Frame,
   FrameError,
-  FrameWriter,
   frames,
   HEAD_MAX_BYTES,
   readOrder,
   readReport,
 } from "../agent/swarm/frames.ts";
+import { FrameWriter } from "../agent/swarm/writer.ts";
 import { seeded } from "./fakes.ts";
 
 const INFOHASH = "0123456789abcdef0123456789abcdef01234567";
@@ -74,6 +74,18 @@ test("orders come out as they went in", async () => {
   });
 });
 
+test("a head and what is known come out as they went in", async () => {
+  const known = { nodes: ["[2001:db8::1]:6881"], peers: [KNOWN] };
+  const bytes = Buffer.concat([
+    ...encodeReport("head", { from: "dht" }, Buffer.alloc(1400, 1)),
+    ...encodeReport("known", known),
+  ]);
+  expect((await all(bytes)).map(readReport)).toEqual([
+    { name: "head", head: { from: "dht" }, body: Buffer.alloc(1400, 1) },
+    { name: "known", head: known, body: Buffer.alloc(0) },
+  ]);
+});
+
 test("a frame that is cut short at the end is dropped", async () => {
   const bytes = Buffer.concat(encodeReport("piece", PIECE, Buffer.alloc(100)));
   expect(await all(bytes.subarray(0, -1))).toEqual([]);
@@ -95,13 +107,24 @@ test.each([
 });
 
 const peer = {
-  ...{ address: "192.0.2.1:6881", id: "aa", isSeed: false, down: 0, up: 0, downRate: 0, upRate: 0, wrong: 0 },
+  ...{
+    address: "192.0.2.1:6881",
+    id: "aa",
+    isSeed: false,
+    down: 0,
+    up: 0,
+    downRate: 0,
+    upRate: 0,
+    wrong: 0,
+    has: 0,
+  },
 };
 const member = {
   ...{ infohash: INFOHASH, phase: "fetching", down: 0, up: 0, wasted: 0, downRate: 0, upRate: 0 },
   ...{ connected: 1, peers: [peer], web: 0 },
 };
 const GET = { id: 1, infohash: INFOHASH, what: "payload", at: 0, length: 16_384 };
+const KNOWN = { infohash: INFOHASH, addresses: ["192.0.2.1:6881"] };
 const PART = { infohash: INFOHASH, what: "side", at: 0, of: 10, from: "192.0.2.1:6881" };
 
 test.each([
@@ -127,6 +150,26 @@ test.each([
   { what: "65 peers", kind: 5, head: { members: [{ ...member, peers: Array(65).fill(peer) }] } },
   { what: "a rate that is none", kind: 5, head: { members: [{ ...member, downRate: null }] } },
   { what: "a phase there is not", kind: 5, head: { members: [{ ...member, phase: "done" }] } },
+  {
+    what: "a peer that has half a piece",
+    kind: 5,
+    head: { members: [{ ...member, peers: [{ ...peer, has: 0.5 }] }] },
+  },
+  { what: "a head without bytes", kind: 8, head: { from: "dht" } },
+  { what: "a head of 1401 bytes", kind: 8, head: { from: "dht" }, body: 1401 },
+  { what: "a head from a way there is not", kind: 8, head: { from: "mqtt" }, body: 100 },
+  { what: "a head that is believed already", kind: 8, head: { from: "lan", good: true }, body: 100 },
+  { what: "more nodes than asked", kind: 9, head: { dht: 1001, lan: true } },
+  { what: "an announcement with a body", kind: 9, head: { dht: 1, lan: true }, body: 1 },
+  { what: "a node that is a name", kind: 10, head: { nodes: ["example.org:6881"], peers: [] } },
+  { what: "65 nodes", kind: 10, head: { nodes: Array(65).fill("192.0.2.1:6881"), peers: [] } },
+  { what: "peers of 17 payloads", kind: 10, head: { nodes: [], peers: Array(17).fill(KNOWN) } },
+  {
+    what: "33 peers",
+    kind: 10,
+    head: { nodes: [], peers: [{ ...KNOWN, addresses: Array(33).fill("192.0.2.1:6881") }] },
+  },
+  { what: "peers of a path", kind: 10, head: { nodes: [], peers: [{ ...KNOWN, infohash: "../peers" }] } },
   { what: "an event with an escape sequence", kind: 6, head: { kind: "banned", text: "\u001b[2J" } },
   { what: "an event without end", kind: 6, head: { kind: "banned", text: "x".repeat(301) } },
   { what: "an event of two lines", kind: 6, head: { kind: "banned", text: "a\nb" } },
@@ -148,6 +191,9 @@ test(`${FUZZ} changed streams give frames or a FrameError, never anything else`,
     ...encodeReport("get", GET as never),
     ...encodeReport("piece", PIECE, Buffer.alloc(64, 3)),
     ...encodeReport("status", { members: [member] } as never),
+    ...encodeReport("head", { from: "lan" }, Buffer.alloc(300, 5)),
+    ...encodeReport("announced", { dht: 8, lan: true }),
+    ...encodeReport("known", { nodes: ["192.0.2.1:6881", "[2001:db8::1]:6881"], peers: [KNOWN] }),
   ]);
   let believed = 0;
   for (let round = 0; round < FUZZ; round++) {

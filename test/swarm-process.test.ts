@@ -258,6 +258,11 @@ test.each([
     slow: true,
   },
   {
+    what: "tells more heads than an honest one",
+    script: 'for (let n = 0; n < 200; n++) say(8, { from: "dht" }, 100)',
+    why: "it tells too many heads",
+  },
+  {
     what: "takes too much memory",
     script: "globalThis.x = Buffer.alloc(300 << 20, 1)",
     why: "MiB of memory, 200 are allowed",

@@ -15,7 +15,7 @@ import type { FileCard } from "./card.ts";
 import { SLOT_BYTES, SLOT_OFFSETS } from "./crash/card.ts";
 import { loops, run as system } from "./loop.ts";
 import { SOURCES } from "./node.ts";
-import { BOARD, makeRelease } from "./releases.ts";
+import { BOARD, makeRelease, signedBy } from "./releases.ts";
 import { command, desk, made } from "./updates.ts";
 
 const SIZE = made.payload.length;
@@ -39,6 +39,15 @@ test("a release in hand is staged in the slot that does not run, and its files a
   expect(at.release.side.equals(readFileSync(at.file("data/releases/b.side")))).toBe(true);
   expect(existsSync(at.file("data/boot/writing.json"))).toBe(false);
   expect(existsSync(at.file("run/update.json"))).toBe(false);
+});
+
+test("of its signatures those are kept that were believed", async () => {
+  using at = desk();
+  at.put("fruitos-9.fruit", signedBy("mallory", at.release.update));
+  expect((await at.install()).exit).toBe(EXIT.done);
+  expect([...parseUpdate(readFileSync(at.file("data/releases/b.fruit"))).signatures.keys()]).toEqual([
+    "anna",
+  ]);
 });
 
 test("the same release again writes its first leaf and nothing else", async () => {

@@ -10,6 +10,8 @@ import { nodeCommands } from "../agent/node.ts";
 import { POWER_VERBS } from "../agent/power/cli.ts";
 import { STACK_VERBS } from "../agent/stack/cli.ts";
 import { createStackRole } from "../agent/stack/service.ts";
+import { UPDATE_VERBS } from "../agent/update/cli.ts";
+import { createUpdateService } from "../agent/update/service.ts";
 import { asTyped, isRead, KNOWN_VERBS } from "../agent/words.ts";
 import { consoleBench } from "./consoles.ts";
 import { bench, Rack } from "./rack.ts";
@@ -28,6 +30,7 @@ function table(): Command[] {
     ...consoleBench().service.commands,
     ...createGpioService(gpio as unknown as Parameters<typeof createGpioService>[0]).commands,
     ...createStackRole(stack as unknown as Parameters<typeof createStackRole>[0]).commands,
+    ...createUpdateService({ config } as unknown as Parameters<typeof createUpdateService>[0]).commands,
     ...nodeCommands(parts as unknown as Parameters<typeof nodeCommands>[0]),
   ];
 }
@@ -38,13 +41,18 @@ test("the words are those of the command table, and what only looks is of tier 0
   expect(KNOWN_VERBS.filter(isRead)).toEqual(rows.filter(({ tier }) => tier === 0).map(({ verb }) => verb));
 });
 
-test("what is typed for a command about power, consoles, lines, slots or the stack is a verb of the command line", () => {
-  const typed = KNOWN_VERBS.filter((verb) => /^(boot|power|lock|console|gpio|stack)\./.test(verb)).map(
+test("what is typed for a command about power, consoles, lines, slots, updates or the stack is a verb of the command line", () => {
+  const typed = KNOWN_VERBS.filter((verb) => /^(boot|power|lock|console|gpio|stack|update)\./.test(verb)).map(
     (verb) => asTyped(verb),
   );
-  const words = [...POWER_VERBS, ...CONSOLE_VERBS, ...GPIO_VERBS, ...STACK_VERBS, ...BOOT_VERBS].map(
-    (verb) => verb.words,
-  );
+  const words = [
+    ...POWER_VERBS,
+    ...CONSOLE_VERBS,
+    ...GPIO_VERBS,
+    ...STACK_VERBS,
+    ...BOOT_VERBS,
+    ...UPDATE_VERBS,
+  ].map((verb) => verb.words);
   expect(typed.filter((one) => !words.includes(one))).toEqual([]);
 });
 

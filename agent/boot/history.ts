@@ -5,6 +5,9 @@ import { SLOTS } from "../../boot/layout.ts";
 import { verifyChain } from "../record/chain.ts";
 import { CHAINED, type ChainKind, ChainLog, type ChainOptions, tailChain } from "../record/chained.ts";
 
+/** What can have happened to announcements and releases before one was in a slot. */
+const OF_UPDATES = ["announced", "waits", "refused", "fetched"] as const;
+
 /** What can have happened. */
 export const HAPPENINGS = [
   "installed",
@@ -16,6 +19,9 @@ export const HAPPENINGS = [
   "quarantined",
   "released",
   "fallen-back",
+  "dropped",
+  "withdrawn",
+  ...OF_UPDATES,
   "log.torn",
   "log.lost",
 ] as const;
@@ -92,6 +98,12 @@ export class History {
     if ((await this.tail(LOOK_BACK)).some(isSame)) return false;
     await this.add(happening);
     return true;
+  }
+
+  /** What happened to a slot last: what was only heard of counts for nothing. */
+  async last(): Promise<HistoryLine | undefined> {
+    const lines = await this.tail(LOOK_BACK);
+    return lines.findLast(({ what }) => !OF_UPDATES.some((one) => one === what));
   }
 
   /** The newest `n` lines, oldest first. */

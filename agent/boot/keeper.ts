@@ -237,6 +237,7 @@ export class Keeper {
     record: BootRecord,
     from: SlotName,
     by: { who: string; reason: string },
+    what: "rolled-back" | "dropped" = "rolled-back",
   ): Promise<BootRecord> {
     const { boot } = this.#options;
     const isPrimary = from === record.primary;
@@ -248,7 +249,7 @@ export class Keeper {
     this.#decided();
     await this.#startAfresh();
     await this.#write({
-      what: "rolled-back",
+      what,
       ...factsOf(record, from),
       ...(record.trial ? { trial: record.trial.id } : {}),
       cause: by.reason,
@@ -273,7 +274,7 @@ export class Keeper {
     { blame, reason, evidence, lacks }: Cause,
     { plan, old }: { plan: Plan | undefined; old: OldSlot },
   ): Promise<boolean> {
-    const { quarantine, tell, clock } = this.#options;
+    const { quarantine } = this.#options;
     const facts = factsOf(record, slot);
     if (blame === "none" || blame === "round") return true;
     if (blame === "suspect") {
@@ -282,6 +283,14 @@ export class Keeper {
       const isAgain = await quarantine.suspect(facts.hash, plan.trial, lacks ?? [reason]);
       if (!isAgain) return true;
     }
+    await this.quarantine(record, slot, reason, evidence);
+    return true;
+  }
+
+  /** What a slot holds is not tried again by itself. */
+  async quarantine(record: BootRecord, slot: SlotName, reason: string, evidence: string[]): Promise<void> {
+    const { quarantine, tell, clock } = this.#options;
+    const facts = factsOf(record, slot);
     const at = clock().synced ? { at: new Date().toISOString() } : {};
     await quarantine.add(facts.hash, { version: facts.version, reason, evidence, ...at });
     if (await this.#writeOnce({ what: "quarantined", ...facts, cause: reason, evidence }))
@@ -290,7 +299,11 @@ export class Keeper {
         reason,
         message: `version ${facts.version} (${facts.hash}) is not tried again by itself`,
       });
-    return true;
+  }
+
+  /** One line of the history; where it cannot be written the log says so. */
+  note(happening: Happening): Promise<void> {
+    return this.#write(happening);
   }
 
   async #tellFailed(

@@ -18,7 +18,7 @@ import { type Part, together } from "../parts.ts";
 import type { OpenCard } from "./card.ts";
 import { bootCommands } from "./commands.ts";
 import { Slots } from "./slots.ts";
-import { publishUpdate } from "./updates.ts";
+import { type Following, publishUpdate } from "./updates.ts";
 
 /** What the service is made of. */
 export interface BootOptions {
@@ -34,6 +34,8 @@ export interface BootOptions {
   buses(): number[];
   isStackBeating(): boolean;
   isPowerBusy(): boolean;
+  /** What is followed, and what came of it. */
+  following?(): Following | undefined;
   clock: () => { synced: boolean };
   publish: Publish;
   tell: Tell;
@@ -47,6 +49,7 @@ export interface BootOptions {
 export interface BootService {
   part: Part;
   commands: Command[];
+  slots: Slots;
 }
 
 const BEAT_MS = 5000;
@@ -64,7 +67,8 @@ export function createBootService(options: BootOptions): BootService {
         ],
         signal,
       ),
-    commands: bootCommands(slots, options),
+    commands: bootCommands(slots),
+    slots,
   };
 }
 

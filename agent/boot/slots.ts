@@ -94,6 +94,13 @@ export class Slots {
     return this.#loops.starts;
   }
 
+  /** Why nothing is begun in this start yet, or any more. */
+  get unrest(): string | undefined {
+    if (this.#isOrdered) return "This node is about to start anew.";
+    const leftMs = this.options.config.healthy_seconds * 1000 - (this.#nowMs() - this.#bootedMs);
+    return leftMs > 0 ? `This start has to stay well for ${Math.ceil(leftMs / 1000)} s more.` : undefined;
+  }
+
   /** The yardstick as it is now. */
   get facts(): string[] {
     return this.#kept?.baseline.facts ?? [];
@@ -335,21 +342,19 @@ export class Slots {
   async #tell(record: BootRecord): Promise<BootStatus> {
     const { card, history, quarantine } = this.#needed;
     const { publish, alarm } = this.options;
-    const [last] = await onPaper(history.tail(1)).catch(() => []);
-    const other = record.slots[otherSlot(card.boot.current ?? record.primary)];
+    const { kind, current } = card.boot;
+    const other = record.slots[otherSlot(current ?? record.primary)];
     const status = statusOf({
-      kind: card.boot.kind,
-      disk: card.disk.name,
-      current: card.boot.current,
+      ...{ kind, current, disk: card.disk.name },
       record,
-      last,
+      last: await onPaper(history.last()).catch(() => undefined),
       loop: this.#loops.starts,
       against: quarantine.against(other.hash),
       trial: this.#trying?.progress,
     });
     const failed = other.state === "failed" && other.reason !== "by-hand";
     const message = `version ${other.version} failed (${other.reason}); this node runs version ${record.slots[record.primary].version} from slot ${record.primary}; 'fruit boot explain' says more`;
-    const isHome = card.boot.current === record.primary;
+    const isHome = current === record.primary;
     alarm("boot-failed", failed && isHome ? { severity: "warning", message } : null);
     const state = stateOf(status);
     const text = JSON.stringify(state);

@@ -25,27 +25,41 @@ const File = v.object({
   bytes_from_web: v.optional(v.number()),
   pid: v.pipe(v.number(), v.integer(), v.minValue(1)),
 });
+/** What is followed, as `state/update` says it. */
+export interface Following {
+  target: string;
+  channel: string;
+  /** Why what is done is done, or nothing is: a code of `agent/update/desire.ts`. */
+  reason?: string;
+  /** The newest that is announced, and not withdrawn. */
+  latest?: bigint;
+}
+
 /** What an install says of itself. */
 export type Installing = v.InferOutput<typeof File>;
 
 /** Says what is installed and what is under way, while there are slots. */
 export async function publishUpdate(
-  { config, publish }: { config: Config["boot"]; publish: Publish },
+  {
+    config,
+    publish,
+    following,
+  }: { config: Config["boot"]; publish: Publish; following?(): Following | undefined },
   status: () => BootStatus | undefined,
   signal: AbortSignal,
 ): Promise<void> {
   let said = "";
-  let saidPhase = "";
+  let saidLine = "";
   let saidMs = Number.NEGATIVE_INFINITY;
   while (!signal.aborted) {
     const known = status();
     if (known?.running !== undefined) {
-      const state = updateState(known, await readInstalling(config.run_dir));
+      const state = updateState(known, await readInstalling(config.run_dir), following?.());
       const text = JSON.stringify(state);
       const nowMs = performance.now();
-      if (text !== said && (state.phase !== saidPhase || nowMs - saidMs >= PROGRESS_MS)) {
+      if (text !== said && (lineOf(state) !== saidLine || nowMs - saidMs >= PROGRESS_MS)) {
         publish("state/update", "main", state);
-        [said, saidPhase, saidMs] = [text, state.phase, nowMs];
+        [said, saidLine, saidMs] = [text, lineOf(state), nowMs];
       }
     }
     await sleep(LOOK_MS, undefined, { signal }).catch(() => undefined);
@@ -71,20 +85,35 @@ function isAlive(pid: number): boolean {
   }
 }
 
-function updateState(status: BootStatus, installing: Installing | undefined): Payload<"state/update"> {
+/** What is said at once when it changes. */
+const lineOf = ({ phase, reason, latest_version }: Payload<"state/update">) =>
+  [phase, reason, latest_version].join(" ");
+
+function updateState(
+  status: BootStatus,
+  installing: Installing | undefined,
+  following: Following | undefined,
+): Payload<"state/update"> {
   const { running, slots } = status;
   const installed = running && slots[running].version;
   const other = running && slots[otherSlot(running)];
   const isComing = other?.state === "staged" || other?.state === "trying";
-  const latest = installing?.version ?? (isComing ? other?.version : undefined) ?? installed;
-  const { bytes_done, bytes_total, rate, eta_s } = installing ?? {};
+  const announced =
+    following?.latest !== undefined && following.latest > BigInt(installed ?? 0)
+      ? following.latest
+      : undefined;
+  const latest = installing?.version ?? announced ?? (isComing ? other?.version : undefined) ?? installed;
+  const { bytes_done, bytes_total, rate, eta_s, peers, bytes_from_slots, bytes_from_peers, bytes_from_web } =
+    installing ?? {};
+  const known = {
+    installed_version: installed,
+    latest_version: latest === undefined ? undefined : String(latest),
+    ...{ bytes_done, bytes_total, rate: rate ?? undefined, eta_s: eta_s ?? undefined, peers },
+    ...{ bytes_from_slots, bytes_from_peers, bytes_from_web },
+    ...{ reason: following?.reason, target: following?.target, channel: following?.channel },
+  };
   return {
     phase: installing?.phase ?? "idle",
-    ...(installed === undefined ? {} : { installed_version: installed }),
-    ...(latest === undefined ? {} : { latest_version: String(latest) }),
-    ...(bytes_done === undefined ? {} : { bytes_done }),
-    ...(bytes_total === undefined ? {} : { bytes_total }),
-    ...(rate === undefined || rate === null ? {} : { rate }),
-    ...(eta_s === undefined || eta_s === null ? {} : { eta_s }),
+    ...Object.fromEntries(Object.entries(known).filter(([, value]) => value !== undefined)),
   };
 }

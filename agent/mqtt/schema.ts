@@ -4,6 +4,7 @@
  */
 import { type ConversionConfig, type JsonSchema, toJsonSchema } from "@valibot/to-json-schema";
 import * as v from "valibot";
+import { HEAD_MAX_BYTES } from "../../boot/head.ts";
 import { CommandResult } from "../commands.ts";
 import { FRAME_MAX } from "../console/sealed.ts";
 import { CommandPayload, KINDS, type Kind, ROOT, SignedEnvelope } from "../messages.ts";
@@ -92,6 +93,15 @@ export function channels(): Channel[] {
       summary: "A command to every node of the site; harmless verbs only, answered after 0 to 5 s",
       schema: CommandPayload,
       address: `${ROOT}/{site}/all/cmd/{instance}`,
+    },
+    {
+      name: "all/head",
+      instance: "<40 hexadecimal digits>",
+      direction: "receive" as const,
+      qos: 1 as const,
+      retain: true,
+      summary: `What a signer announces, a BEP 44 item of at most ${HEAD_MAX_BYTES} bytes that proves itself; nodes hear it, and say it where they know better`,
+      address: `${ROOT}/{site}/all/head/{instance}`,
     },
     {
       name: "reply",

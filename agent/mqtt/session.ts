@@ -63,8 +63,8 @@ export interface Session {
   publish(message: Outgoing): void;
   /** Whether a frame can go out now. */
   readonly hasRoom: boolean;
-  /** Sends a frame now or never; `done` says once what became of it. */
-  sendFrame(topic: string, frame: Uint8Array, done: (problem?: SendProblem) => void): void;
+  /** Sends a frame now or never; `done` says once what became of it. `retain`: the broker keeps it, and this session does not say it again. */
+  sendFrame(topic: string, frame: Uint8Array, done: (problem?: SendProblem) => void, retain?: boolean): void;
   readonly isOnline: boolean;
   readonly stats: Readonly<SessionStats>;
   /** Waits until everything said so far was acknowledged. False if it was not, at once while offline. */
@@ -80,8 +80,8 @@ export function openSession(options: SessionOptions): Session {
     get hasRoom() {
       return standing.outbox.hasRoom;
     },
-    sendFrame: (topic, payload, done) =>
-      standing.outbox.sendFrame({ topic, payload, qos: 1, retain: false, class: "frame" }, done),
+    sendFrame: (topic, payload, done, retain = false) =>
+      standing.outbox.sendFrame({ topic, payload, qos: 1, retain, class: "frame" }, done),
     get isOnline() {
       return standing.outbox.isOnline;
     },

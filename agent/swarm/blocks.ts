@@ -30,6 +30,7 @@ export class Open<S extends Source> {
   readonly blocks: Block<S>[] = [];
   /** It is with the judge: nothing may be written into `bytes`. */
   isJudged = false;
+  #wanted = 0;
 
   /** `bytes`: where it is put together. `isKept`: the block is there already. */
   constructor(piece: number, bytes: Buffer, isKept: (block: number) => boolean) {
@@ -37,6 +38,7 @@ export class Open<S extends Source> {
     this.bytes = bytes;
     for (let block = 0; block * LEAF_BYTES < bytes.length; block++)
       this.blocks.push({ state: isKept(block) ? "kept" : "wanted", asked: [] });
+    this.#wanted = this.blocks.filter(({ state }) => state === "wanted").length;
   }
 
   lengthOf(block: number): number {
@@ -45,7 +47,7 @@ export class Open<S extends Source> {
 
   /** Nothing is left to ask for. */
   get isFull(): boolean {
-    return this.blocks.every((block) => block.state !== "wanted");
+    return this.#wanted === 0;
   }
 
   /** Nobody was asked and nobody sent anything: giving it up costs nothing. */
@@ -91,21 +93,27 @@ export class Open<S extends Source> {
     if (one?.state !== "wanted" || bytes.length !== this.lengthOf(block)) return undefined;
     this.bytes.set(bytes, block * LEAF_BYTES);
     const others = one.asked.map((asked) => asked.source).filter((asked) => asked !== source);
-    this.blocks[block] = { state: "got", asked: [], sender: source };
+    this.#set(block, { state: "got", asked: [], sender: source });
     return others;
   }
 
   /** The judge said so. Returns who sent it. */
   judge(block: number, isRight: boolean): S | undefined {
     const sender = this.blocks[block]?.sender;
-    this.blocks[block] = { state: isRight ? "kept" : "wanted", asked: [] };
+    this.#set(block, { state: isRight ? "kept" : "wanted", asked: [] });
     return sender;
   }
 
   /** It came from elsewhere. Returns who was asked for it. */
   keep(block: number): S[] {
     const asked = this.blocks[block]?.asked.map(({ source }) => source) ?? [];
-    this.blocks[block] = { state: "kept", asked: [] };
+    this.#set(block, { state: "kept", asked: [] });
     return asked;
+  }
+
+  #set(block: number, to: Block<S>): void {
+    const isWanted = (one?: Block<S>) => (one?.state === "wanted" ? 1 : 0);
+    this.#wanted += isWanted(to) - isWanted(this.blocks[block]);
+    this.blocks[block] = to;
   }
 }

@@ -6,13 +6,14 @@
  * - It ends when the agent's pipe does.
  */
 import { setTimeout as sleep } from "node:timers/promises";
+import type { Discovery, DiscoveryAround } from "./discovery.ts";
 import type { Engine, Finder, SwarmEvent } from "./engine.ts";
 import { Files } from "./files.ts";
 import {
   encodeReport,
   FrameError,
-  FrameWriter,
   frames,
+  KNOWN_MOST,
   type Order,
   type Orders,
   plain,
@@ -23,12 +24,16 @@ import {
 } from "./frames.ts";
 import { Joined } from "./joined.ts";
 import { Questions } from "./questions.ts";
+import { pause } from "./repeat.ts";
+import { FrameWriter } from "./writer.ts";
 
 /** Bytes that may wait for the agent to read them. */
 const WAITING_BYTES = 32 * 1024 * 1024;
 const STATUS_MS = 1000;
 /** Events for the log that are told in a second; the others are not. */
 const EVENTS_A_SECOND = 20;
+/** How often the agent is told who is worth being asked after the next start, and the first time. */
+const KNOWN_MS = { every: 10 * 60_000, first: 60_000 };
 /** How long leaving may take. */
 const LEAVE_MS = 1500;
 
@@ -45,9 +50,6 @@ export interface ChildOptions {
   parts?: Parts;
 }
 
-/** Ways to find peers, by their names. */
-export type Finders = Readonly<Record<string, Finder>>;
-
 /** What the child talks to peers with. */
 export interface Parts {
   openEngine(options: {
@@ -56,11 +58,8 @@ export interface Parts {
     tell(event: SwarmEvent): void;
     signal: AbortSignal;
   }): Promise<Engine>;
-  /** All ways of finding peers that the settings allow, for every payload. */
-  finders(
-    settings: Settings,
-    around: { port: number; tell(text: string): void; signal: AbortSignal },
-  ): Promise<Finders>;
+  /** All ways of finding peers and heads that the settings allow. */
+  openDiscovery(settings: Settings, around: DiscoveryAround): Promise<Discovery>;
   /** Asks these, which a release names in its signed part. */
   trackers(urls: readonly string[], tell: (text: string) => void): Finder;
 }
@@ -90,8 +89,8 @@ class Child {
   readonly #files = new Files();
   readonly #joined = new Map<string, Joined>();
   #engine: Engine | undefined;
-  #finders: Finders = {};
-  #anyWeb = false;
+  #discovery: Discovery | undefined;
+  #settings: Settings | undefined;
   #events = 0;
 
   constructor(write: ChildOptions["write"], user: number, parts: Parts, signal: AbortSignal) {
@@ -113,7 +112,14 @@ class Child {
       case "meet":
         return this.#of(head).meet(head.address);
       case "begin":
-        return this.#of(head).begin(head, body);
+        // What a release names is asked only if this node asks such at all
+        return this.#of(head).begin(
+          this.#settings?.webSeeds === false ? { ...head, webSeeds: [] } : head,
+          body,
+        );
+      case "track":
+        if (this.#settings?.trackers !== false) this.#of(head).track(head.trackers);
+        return;
       case "gained":
         return this.#of(head).gained(body);
       case "want":
@@ -128,6 +134,12 @@ class Child {
         return this.#questions.got(head, body);
       case "limit":
         return this.#engine?.limit(head);
+      case "follow":
+        return this.#discovery?.follow(head);
+      case "announce":
+        return void this.#discovery
+          ?.announce(Uint8Array.from(body))
+          .catch((cause) => this.#event({ kind: "trouble", text: plain(cause) }));
     }
   }
 
@@ -150,29 +162,36 @@ class Child {
       signal: this.#signal,
     });
     this.#engine.limit(settings);
-    this.#anyWeb = settings.anyWeb ?? false;
+    this.#settings = settings;
     const { port } = this.#engine;
-    const tell = (text: string) => this.#event({ kind: "finder", text });
-    this.#finders = await this.#parts.finders(settings, { port, tell, signal: this.#signal });
+    this.#discovery = await this.#parts.openDiscovery(settings, {
+      port,
+      heard: (bytes, from) => this.#report("head", { from }, bytes),
+      announced: (facts) => void this.#report("announced", facts).catch(() => undefined),
+      tell: (text) => this.#event({ kind: "finder", text }),
+      signal: this.#signal,
+    });
     await this.#report("opened", { port, user: this.#user });
     void this.#tellStatus();
+    void this.#tellKnown(settings.everyMs);
   }
 
   #join({ infohash, isFirstSeed = false }: Orders["join"]): void {
-    const engine = this.#engine;
-    if (!engine) throw new FrameError("it was not opened");
+    const [engine, discovery] = [this.#engine, this.#discovery];
+    if (!engine || !discovery) throw new FrameError("it was not opened");
     this.#joined.set(
       infohash,
       new Joined({
         engine,
         member: engine.join(infohash, { isFirstSeed }),
         files: this.#files,
-        finders: this.#finders,
+        finders: discovery.finders,
+        met: (address) => discovery.meet(address),
         trackers: this.#parts.trackers,
         questions: this.#questions,
         report: (...report) => this.#report(...report),
         tell: (kind, text, from) => this.#event({ kind, infohash, text, ...(from ? { from } : {}) }),
-        anyWeb: this.#anyWeb,
+        anyWeb: this.#settings?.anyWeb ?? false,
         signal: this.#signal,
       }),
     );
@@ -196,6 +215,18 @@ class Child {
       const members = [...this.#joined.values()].map((one) => one.status());
       await this.#report("status", { members }).catch(() => undefined);
       await sleep(STATUS_MS, undefined, { signal: this.#signal }).catch(() => undefined);
+    }
+  }
+
+  async #tellKnown(everyMs = KNOWN_MS.every): Promise<void> {
+    await pause(Math.min(everyMs, KNOWN_MS.first), this.#signal);
+    while (!this.#signal.aborted) {
+      const peers = [...this.#joined].map(([infohash, one]) => ({ infohash, addresses: one.good() }));
+      const nodes = this.#discovery?.nodes() ?? [];
+      await this.#report("known", { nodes, peers: peers.slice(0, KNOWN_MOST.payloads) }).catch(
+        () => undefined,
+      );
+      await pause(everyMs, this.#signal);
     }
   }
 

@@ -90,6 +90,8 @@ export interface PeerStatus {
   upRate: number;
   /** Leaves it sent that were wrong. */
   wrong: number;
+  /** Pieces it says it has. */
+  has: number;
 }
 
 /** How a member stands. */
@@ -139,6 +141,8 @@ export interface EngineOptions {
   extensions?: readonly WireExtension[];
   /** May this IP address connect, and be connected to? */
   isWelcome?(ip: string): boolean;
+  /** Do bytes from this IP address cost nothing? Absent: those of the node's own networks. */
+  isNear?(ip: string): boolean;
   tell(event: SwarmEvent): void;
   signal: AbortSignal;
 }

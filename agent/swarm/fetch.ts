@@ -3,9 +3,9 @@
  *
  * Invariants
  * - A block is asked for once, and of another peer only where the first is late or the end is near.
- * - Of a peer's blocks that were not judged yet, none lie outside two pieces; one piece as long as nothing of it was right;
- *   one more for each eight pieces it sent right, up to eight. So a liar spoils two pieces, or less than an eighth of what it
- *   gave. What is right of a spoilt piece stays.
+ * - Of a peer's blocks that were not judged yet, none lie outside two pieces; one piece as long as nothing of it was right.
+ *   So a liar spoils two pieces at most, whatever it gave before. What is right of a spoilt piece stays.
+ * - As long as a near peer gives, nothing that it has is asked of far ones.
  * - The pieces on their way take `MAX_OPEN_BYTES` of memory (four pieces where those are larger), whatever peers do.
  */
 import { setTimeout as sleep } from "node:timers/promises";
@@ -13,15 +13,15 @@ import { LEAF_BYTES } from "../../boot/content.ts";
 import { type Asked, Open, type Source } from "./blocks.ts";
 import type { Keep } from "./engine.ts";
 import { type Holder, Rarity } from "./picker.ts";
+import { type Shape, Stock } from "./stock.ts";
 
 const MAX_OPEN_BYTES = 16 * 1024 * 1024;
 /** A block is asked of somebody else too when it is this late. */
 const LATE_MS = 8_000;
 /** And this late where the other one is twice as fast. */
 const LATE_OF_SLOW_MS = 1_000;
-/** Pieces that depend on one peer, at most, and how many right ones earn one more than two. */
-const MAX_STAKES = 8;
-const PIECES_PER_STAKE = 8;
+/** Pieces that depend on one peer, at most: more of them bring no more speed, its blocks arrive one after the other. */
+const MAX_STAKES = 2;
 /** Near the end (2 % of the payload, 64 blocks at least) it is not waited for that long. */
 const LATE_AT_END_MS = 250;
 const MIN_END_BLOCKS = 64;
@@ -38,6 +38,8 @@ const RETRY_MS = [500, 30_000] as const;
 /** A peer that blocks can be asked of. */
 export interface Lender extends Source, Holder {
   readonly isChoking: boolean;
+  /** Bytes from it cost nothing. */
+  readonly isNear: boolean;
   /** Bytes per second, of late. */
   readonly rate: number;
   /** Most questions it takes at once. */
@@ -50,13 +52,6 @@ export interface Lender extends Source, Holder {
   restsUntil: number;
   ask(piece: number, offset: number, length: number, done: (block: Uint8Array | undefined) => void): void;
   cancel(piece: number, offset: number, length: number): void;
-}
-
-/** What a payload is made of. */
-export interface Shape {
-  size: number;
-  pieceBytes: number;
-  pieces: number;
 }
 
 /** What the fetching tells. */
@@ -76,56 +71,39 @@ export class Fetch<L extends Lender> {
   readonly rarity: Rarity;
   /** Bytes that came and were of no use. */
   wasted = 0;
-  readonly #shape: Shape;
+  /** Near peers that give now: of what they have nothing is asked of far ones. */
+  near: readonly L[] = [];
+  readonly #stock: Stock;
   readonly #keep: Keep;
   readonly #events: FetchEvents<L>;
   readonly #signal: AbortSignal;
-  /** One byte for each leaf: 1 is there. */
-  readonly #there: Uint8Array;
-  /** Leaves of each piece that are not there. */
-  readonly #missing: Uint16Array;
-  #missingLeaves: number;
   readonly #open = new Map<number, Open<L>>();
   /** Buffers of pieces that are done: the engine of the runtime is slow to give such memory back. */
   readonly #spare: Buffer[] = [];
   #trouble: string | undefined;
 
   constructor(shape: Shape, keep: Keep, events: FetchEvents<L>, signal: AbortSignal) {
-    this.#shape = shape;
+    this.#stock = new Stock(shape, (leaf) => keep.has(leaf));
     this.#keep = keep;
     this.#events = events;
     this.#signal = signal;
     this.rarity = new Rarity(shape.pieces);
-    this.#there = new Uint8Array(Math.ceil(shape.size / LEAF_BYTES));
-    this.#missing = new Uint16Array(shape.pieces);
-    for (let leaf = 0; leaf < this.#there.length; leaf++) {
-      const isThere = keep.has(leaf);
-      this.#there[leaf] = isThere ? 1 : 0;
-      const piece = this.#pieceOf(leaf);
-      if (!isThere) this.#missing[piece] = (this.#missing[piece] ?? 0) + 1;
-    }
-    this.#missingLeaves = this.#missing.reduce((sum, count) => sum + count, 0);
   }
 
   isThere(piece: number): boolean {
-    return this.#missing[piece] === 0;
+    return this.#stock.isThere(piece);
   }
 
   get isWhole(): boolean {
-    return this.#missingLeaves === 0;
+    return this.#stock.missing === 0;
   }
 
   /** Has the peer anything that is not there? */
   isInteresting(lender: L): boolean {
     if (this.isWhole) return false;
-    for (let piece = 0; piece < this.#shape.pieces; piece++)
+    for (let piece = 0; piece < this.#stock.shape.pieces; piece++)
       if (!this.isThere(piece) && lender.has(piece)) return true;
     return false;
-  }
-
-  lengthOf(piece: number): number {
-    const { size, pieceBytes } = this.#shape;
-    return Math.min(pieceBytes, size - piece * pieceBytes);
   }
 
   /** Asks a peer for as much as it can send in a second. */
@@ -147,15 +125,15 @@ export class Fetch<L extends Lender> {
   /** Leaves came from elsewhere. */
   gained(leaves: Iterable<number>): void {
     for (const leaf of leaves) {
-      if (this.#there[leaf] !== 0) continue;
-      const piece = this.#pieceOf(leaf);
+      if (!this.#stock.lacks(leaf)) continue;
+      const piece = this.#stock.pieceOf(leaf);
       const open = this.#open.get(piece);
-      const block = leaf - piece * this.#leavesPerPiece;
+      const block = leaf - piece * this.#stock.leavesPerPiece;
       // With the judge: it will say so itself
       if (open?.isJudged) continue;
       for (const asked of open?.keep(block) ?? [])
         asked.cancel(piece, block * LEAF_BYTES, open?.lengthOf(block) ?? 0);
-      this.#arrived(leaf);
+      this.#stock.arrived(leaf);
       if (this.isThere(piece)) {
         this.#close(piece);
         this.#events.complete(piece);
@@ -165,41 +143,17 @@ export class Fetch<L extends Lender> {
 
   /** Blocks that are late are asked of others too, and what nobody has any more makes room. */
   tick(): void {
-    if (this.#open.size > 0) this.#events.freed();
-  }
-
-  get #leavesPerPiece(): number {
-    return this.#shape.pieceBytes / LEAF_BYTES;
-  }
-
-  #pieceOf(leaf: number): number {
-    return Math.floor(leaf / this.#leavesPerPiece);
-  }
-
-  #arrived(leaf: number): void {
-    if (this.#there[leaf] === 1) return;
-    const piece = this.#pieceOf(leaf);
-    this.#there[leaf] = 1;
-    this.#missing[piece] = (this.#missing[piece] ?? 0) - 1;
-    this.#missingLeaves--;
-  }
-
-  /** What the keep had turns out to be wrong: it is fetched like the rest. */
-  #lost(leaf: number): void {
-    if (this.#there[leaf] === 0) return;
-    const piece = this.#pieceOf(leaf);
-    this.#there[leaf] = 0;
-    this.#missing[piece] = (this.#missing[piece] ?? 0) + 1;
-    this.#missingLeaves++;
+    if (!this.isWhole) this.#events.freed();
   }
 
   /** What to ask this peer for: something of a piece that was begun, a new piece, or what another one owes. */
   #next(lender: L, now: number): [Open<L>, number] | undefined {
-    const open = [...this.#open.values()].filter((one) => !one.isJudged && lender.has(one.piece));
-    const stakes = open.filter((one) => one.isStakeOf(lender));
-    const isWithJudge = (one: Open<L>) => one.isJudged && one.isStakeOf(lender);
-    const others = [...this.#open.values()].filter(isWithJudge).length;
-    const mayStakeMore = stakes.length + others < this.#mostStakes(lender);
+    const all = [...this.#open.values()];
+    // All of them, whatever it says now that it has
+    const staked = all.filter((one) => one.isStakeOf(lender));
+    const mayStakeMore = staked.length < this.#mostStakes(lender);
+    const isOpen = (one: Open<L>) => !one.isJudged && this.#mayGive(lender, one.piece);
+    const [open, stakes] = [all.filter(isOpen), staked.filter(isOpen)];
     const eligible = mayStakeMore ? open : stakes;
     const free = (one: Open<L>) => one.free();
     const begun = () => (mayStakeMore ? first(this.#begin(lender), free) : undefined);
@@ -212,10 +166,14 @@ export class Fetch<L extends Lender> {
     );
   }
 
+  /** Has it the piece, and is it the one to ask? */
+  #mayGive(lender: L, piece: number): boolean {
+    return lender.has(piece) && (lender.isNear || !this.near.some((one) => one.right > 0 && one.has(piece)));
+  }
+
   /** Pieces a peer may be part of before they are judged. */
   #mostStakes({ right }: L): number {
-    if (right === 0) return 1;
-    return Math.min(MAX_STAKES, 2 + Math.floor(right / (PIECES_PER_STAKE * this.#leavesPerPiece)));
+    return right === 0 ? 1 : MAX_STAKES;
   }
 
   /** Is what another peer owes to be asked of this one, which has nothing else to do? */
@@ -228,25 +186,27 @@ export class Fetch<L extends Lender> {
   }
 
   get #isNearEnd(): boolean {
-    return this.#missingLeaves <= Math.max(MIN_END_BLOCKS, this.#there.length / 50);
+    return this.#stock.missing <= Math.max(MIN_END_BLOCKS, this.#stock.leaves / 50);
   }
 
   /** Begins the rarest piece the peer has, where there is room for one. */
   #begin(lender: L): Open<L>[] {
-    const piece = this.rarity.rarest((one) => !this.isThere(one) && !this.#open.has(one) && lender.has(one));
+    const piece = this.rarity.rarest(
+      (one) => !this.isThere(one) && !this.#open.has(one) && this.#mayGive(lender, one),
+    );
     if (piece === undefined) return [];
-    const room = Math.max(4, Math.floor(MAX_OPEN_BYTES / this.#shape.pieceBytes));
+    const room = Math.max(4, Math.floor(MAX_OPEN_BYTES / this.#stock.shape.pieceBytes));
     if (this.#open.size >= room) {
       const idle = [...this.#open.values()].find((open) => open.isUntouched && !open.isJudged);
       if (idle === undefined) return [];
       this.#close(idle.piece);
     }
-    const whole = this.#spare.pop() ?? Buffer.allocUnsafeSlow(this.#shape.pieceBytes);
-    const first = piece * this.#leavesPerPiece;
+    const whole = this.#spare.pop() ?? Buffer.allocUnsafeSlow(this.#stock.shape.pieceBytes);
+    const first = piece * this.#stock.leavesPerPiece;
     const open = new Open<L>(
       piece,
-      whole.subarray(0, this.lengthOf(piece)),
-      (block) => this.#there[first + block] === 1,
+      whole.subarray(0, this.#stock.lengthOf(piece)),
+      (block) => !this.#stock.lacks(first + block),
     );
     this.#open.set(piece, open);
     return [open];
@@ -256,7 +216,8 @@ export class Fetch<L extends Lender> {
     const open = this.#open.get(piece);
     if (open === undefined) return;
     this.#open.delete(piece);
-    if (open.bytes.length === this.#shape.pieceBytes && this.#spare.length < 8) this.#spare.push(open.bytes);
+    if (open.bytes.length === this.#stock.shape.pieceBytes && this.#spare.length < 8)
+      this.#spare.push(open.bytes);
   }
 
   #ask(lender: L, open: Open<L>, block: number, now: number): void {
@@ -307,20 +268,20 @@ export class Fetch<L extends Lender> {
   async #complete(open: Open<L>): Promise<void> {
     for (const [block, { state }] of open.blocks.entries()) {
       if (state !== "kept") continue;
-      const at = open.piece * this.#shape.pieceBytes + block * LEAF_BYTES;
+      const at = open.piece * this.#stock.shape.pieceBytes + block * LEAF_BYTES;
       open.bytes.set(await this.#keep.get(at, open.lengthOf(block)), block * LEAF_BYTES);
     }
   }
 
   #judged(open: Open<L>, wrong: ReadonlySet<number>): void {
-    const firstLeaf = open.piece * this.#leavesPerPiece;
+    const firstLeaf = open.piece * this.#stock.leavesPerPiece;
     const blame = new Map<L, number[]>();
     for (const block of open.blocks.keys()) {
       const leaf = firstLeaf + block;
       const isRight = !wrong.has(leaf);
       const sender = open.judge(block, isRight);
-      if (isRight) this.#arrived(leaf);
-      else this.#lost(leaf);
+      if (isRight) this.#stock.arrived(leaf);
+      else this.#stock.lost(leaf);
       if (sender === undefined) continue;
       if (isRight) sender.right++;
       else blame.set(sender, [...(blame.get(sender) ?? []), leaf]);

@@ -74,7 +74,7 @@ export class Files implements WireExtension {
     this.#patience = patience;
   }
 
-  readonly open = (peer: ExtensionPeer): Extension => {
+  open(peer: ExtensionPeer): Extension {
     const end: End = new End(peer, this.#patience, {
       offered: (what) => this.#offered.get(`${peer.infohash} ${what}`),
       announced: (what) => this.#waiting.get(`${peer.infohash} ${what}`)?.(),
@@ -82,7 +82,7 @@ export class Files implements WireExtension {
     });
     this.#ends.add(end);
     return end;
-  };
+  }
 
   /** From now on peers are told of it and given it. */
   offer(infohash: string, what: FileKind, file: Offered): void {

@@ -15,6 +15,8 @@
  * - Neither end keeps more than it can hold: frames are bounded, and so is what waits to be written.
  */
 import * as v from "valibot";
+import { HEAD_MAX_BYTES as ANNOUNCED_MAX_BYTES } from "../../boot/head.ts";
+import type { Group } from "./multicast.ts";
 
 /** Longest head, bytes. */
 export const HEAD_MAX_BYTES = 131_072;
@@ -22,6 +24,8 @@ export const HEAD_MAX_BYTES = 131_072;
 export const BODY_MAX_BYTES = 4 * 1024 * 1024;
 /** Longest side file that is fetched, bytes: hashes and chunk index of a payload of more than 8 GiB. */
 export const SIDE_MAX_BYTES = 32 * 1024 * 1024;
+/** What is kept for the next start: nodes of the DHT, and peers of each of the last payloads. */
+export const KNOWN_MOST = { nodes: 64, peers: 32, payloads: 16 } as const;
 const PREFIX_BYTES = 9;
 
 /** Something that cannot be a frame, or says what it must not. */
@@ -45,6 +49,7 @@ const infohash = v.pipe(v.string(), v.regex(/^[0-9a-f]{40}$/));
 /** As a socket has it: `192.0.2.1:6881`, `[2001:db8::1]:6881`. */
 export const PEER_ADDRESS = /^(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-f:.]{2,45}\]):\d{1,5}$/;
 const address = v.pipe(v.string(), v.regex(PEER_ADDRESS));
+const addresses = (most: number) => v.pipe(v.array(address), v.maxLength(most));
 /** A peer, a web seed's address, or `-` for none. */
 const origin = v.pipe(v.string(), v.regex(/^[\x21-\x7e]{1,200}$/));
 /** Words for people, of which some may be a peer's. */
@@ -62,6 +67,8 @@ const PeerStatus = v.strictObject({
   downRate: rate,
   upRate: rate,
   wrong: count(),
+  /** Pieces it says it has. */
+  has: leaf,
 });
 
 const MemberStatus = v.strictObject({
@@ -128,6 +135,21 @@ export const REPORTS = {
   },
   /** Cannot go on, and ends. */
   unable: { kind: 7, head: v.strictObject({ text }) },
+  /** A head of somebody who is followed, newer than the last: body. Its signature holds, says the child. */
+  head: { kind: 8, head: v.strictObject({ from: v.picklist(["dht", "lan"]) }) },
+  /** What was announced has gone out: to so many nodes of the DHT, and into the own network. */
+  announced: { kind: 9, head: v.strictObject({ dht: count(1000), lan: v.boolean() }) },
+  /** Who is worth being asked first after the next start. */
+  known: {
+    kind: 10,
+    head: v.strictObject({
+      nodes: addresses(KNOWN_MOST.nodes),
+      peers: v.pipe(
+        v.array(v.strictObject({ infohash, addresses: addresses(KNOWN_MOST.peers) })),
+        v.maxLength(KNOWN_MOST.payloads),
+      ),
+    }),
+  },
 } as const;
 
 /** What the child says. */
@@ -154,6 +176,16 @@ export interface Settings {
   /** The DHT, from these nodes on. */
   dht: boolean;
   bootstrap: readonly string[];
+  /** This node's id in the DHT, 20 bytes in hex; any if absent. */
+  id?: string;
+  /** Peers that are always asked. */
+  peers?: readonly string[];
+  /** False: trackers and web seeds that a release names are not asked. */
+  trackers?: boolean;
+  webSeeds?: boolean;
+  /** Groups of its own, and milliseconds between what is said now and then: for tests alone. */
+  groups?: { peers: Group; heads: Group; interfaces: readonly string[] };
+  everyMs?: number;
   /** Web seeds without TLS and on private addresses: for tests alone. */
   anyWeb?: boolean;
 }
@@ -172,8 +204,9 @@ export interface Orders {
     file?: { number: number; at: number };
     /** That the release names in its signed part. */
     webSeeds: readonly string[];
-    trackers: readonly string[];
   };
+  /** Ask these too, which the release names in its signed part. */
+  track: { infohash: string; trackers: readonly string[] };
   /** Leaves that came from elsewhere. Body: 4 bytes each. */
   gained: { infohash: string };
   /** The leaves of a piece that are wrong; with `trouble` none was kept. */
@@ -187,6 +220,10 @@ export interface Orders {
   /** A side file that may be handed out, from an open file or through the agent. */
   offer: { infohash: string; bytes: number; number?: number };
   limit: { up?: number; down?: number };
+  /** Whose heads to look for: of these keys, hex, for this target. Heads of others are announced no longer. */
+  follow: { target: string; keys: readonly string[] };
+  /** Hand this head on. Body: it. */
+  announce: Record<string, never>;
 }
 const ORDER_KINDS = [
   "open",
@@ -201,6 +238,9 @@ const ORDER_KINDS = [
   "verdict",
   "offer",
   "limit",
+  "follow",
+  "announce",
+  "track",
 ] as const satisfies readonly (keyof Orders)[];
 /** One order, as the child takes it. */
 export type Order = {
@@ -243,8 +283,10 @@ export function readReport({ kind, head, body }: Frame): Report {
     const [issue] = parsed.issues;
     throw new FrameError(`${name}.${v.getDotPath(issue) ?? "head"}: not ${issue.expected ?? issue.type}`);
   }
-  const hasBody = name === "piece" || name === "part";
+  const hasBody = name === "piece" || name === "part" || name === "head";
   if (hasBody !== body.length > 0) throw new FrameError(`${name} with a body of ${body.length} bytes`);
+  if (name === "head" && body.length > ANNOUNCED_MAX_BYTES)
+    throw new FrameError(`a head of ${body.length} bytes`);
   return { name, head: parsed.output, body } as Report;
 }
 
@@ -314,45 +356,4 @@ function frameOf(bytes: Buffer): Frame {
 export function plain(cause: unknown): string {
   const text = cause instanceof Error ? cause.message : String(cause);
   return text.replace(/\p{Cc}/gu, " ").slice(0, 300);
-}
-
-/** The one way out: frames go one after the other, and only so many wait. */
-export class FrameWriter {
-  readonly #write: (bytes: Uint8Array) => Promise<void>;
-  readonly #most: number;
-  #turn: Promise<void> = Promise.resolve();
-  #waiting = 0;
-  #failure: Error | undefined;
-
-  /** `most`: bytes that may wait. */
-  constructor(write: (bytes: Uint8Array) => Promise<void>, most: number) {
-    this.#write = write;
-    this.#most = most;
-  }
-
-  /** Bytes that wait. */
-  get waiting(): number {
-    return this.#waiting;
-  }
-
-  /** Resolves when the other end's pipe has taken it; throws `FrameError` at once where too much waits already, later what went wrong. */
-  send(parts: readonly Uint8Array[]): Promise<void> {
-    const length = parts.reduce((sum, { length }) => sum + length, 0);
-    if (this.#failure) return Promise.reject(this.#failure);
-    if (this.#waiting + length > this.#most)
-      return Promise.reject(new FrameError(`${this.#waiting} bytes wait to be written already`));
-    this.#waiting += length;
-    const sent = this.#turn.then(async () => {
-      if (this.#failure) throw this.#failure;
-      for (const part of parts) await this.#write(part);
-    });
-    this.#turn = sent
-      .catch((cause) => {
-        this.#failure ??= cause;
-      })
-      .finally(() => {
-        this.#waiting -= length;
-      });
-    return sent;
-  }
 }

@@ -8,16 +8,18 @@
  */
 import type Wire from "bittorrent-protocol";
 import type { Limits } from "./engine.ts";
-import type { Shape } from "./fetch.ts";
 import { scanBencode } from "./scan.ts";
+import type { Shape } from "./stock.ts";
 
 /** Small messages a peer may send at once (and two for each piece), and in each second from then on. */
 const BURST = 4_096;
 const MESSAGES_PER_SECOND = 200;
 /** A bitfield counts as so many: all pieces are looked at. */
 const BITFIELD_COST = 32;
-/** Blocks nobody asked for: some cross a cancel on the way. */
-const MAX_UNASKED = 128;
+/** A request too many counts as so many. */
+const REQUEST_COST = 8;
+/** Blocks nobody asked for, beside those that cross a cancel on the way. */
+const MAX_UNASKED = 16;
 /** Bytes that wait for a peer to read before its extension messages are too many. */
 const MAX_UNREAD_BYTES = 1024 * 1024;
 
@@ -51,6 +53,7 @@ export class Guard {
   #filledAt = performance.now();
   #isBroken = false;
   #unasked = 0;
+  #excused = 0;
 
   constructor(wire: Wire, limits: Limits, events: GuardEvents) {
     this.#wire = wire;
@@ -76,6 +79,11 @@ export class Guard {
     const said = this.#wire.peerPieces.buffer.length;
     // 0: nothing yet, or a peer that has everything
     if (shape && said > Math.ceil(shape.pieces / 8)) this.#break(`a bitfield of ${said} bytes`);
+  }
+
+  /** A request ended without its block, which may be on its way all the same. */
+  excuse(): void {
+    this.#excused++;
   }
 
   #break(why: string): void {
@@ -169,7 +177,7 @@ export class Guard {
       return `a request for bytes ${offset} to ${offset + length} of piece ${piece}`;
     const waiting = this.#wire.peerRequests.length;
     if (waiting < this.#limits.requests && this.#events.isThere(piece)) return undefined;
-    if (!this.#spend()) return "";
+    if (!this.#spend(REQUEST_COST)) return "";
     if (this.#wire.hasFast) this.#wire.reject(piece, offset, length);
     return "";
   }
@@ -182,7 +190,7 @@ export class Guard {
       (asked) => asked.piece === piece && asked.offset === offset && asked.length === length,
     );
     if (isAsked) return undefined;
-    return ++this.#unasked > MAX_UNASKED ? "blocks nobody asked for" : "";
+    return ++this.#unasked > MAX_UNASKED + this.#excused ? "blocks nobody asked for" : "";
   }
 
   #extended(bytes: Uint8Array): string | undefined {

@@ -10,6 +10,7 @@ import type { Files, Verdict } from "./files.ts";
 import { runFinders } from "./finders.ts";
 import {
   type FileKind,
+  KNOWN_MOST,
   type Orders,
   plain,
   type Report,
@@ -21,6 +22,8 @@ import { fetchFromWeb } from "./web.ts";
 
 /** Bytes of a file that go to the agent in one frame. */
 const SENT_BYTES = 1024 * 1024;
+/** Addresses of which it is remembered that somebody may listen there. */
+const MOST_MET = 512;
 /** Peers that a status names. */
 const NAMED = 64;
 
@@ -32,6 +35,8 @@ export interface Around {
   finders: Readonly<Record<string, Finder>>;
   /** Asks trackers. */
   trackers(urls: readonly string[], tell: (text: string) => void): Finder;
+  /** Somebody may be a peer. */
+  met(address: string): void;
   questions: Questions;
   report<K extends Report["name"]>(name: K, head: ReportHead<K>, body?: Uint8Array): Promise<void>;
   tell(kind: string, text: string, from?: string): void;
@@ -47,6 +52,9 @@ export class Joined {
   readonly #signal: AbortSignal;
   #has: Bits | undefined;
   #webBytes = 0;
+  readonly #trackers = new Set<string>();
+  /** Where somebody may listen, the last found last. */
+  readonly #met = new Set<string>();
 
   constructor(around: Around) {
     this.#around = around;
@@ -56,13 +64,31 @@ export class Joined {
   }
 
   meet(address: string): void {
+    this.#met.delete(address);
+    this.#met.add(address);
+    const [oldest] = this.#met;
+    if (this.#met.size > MOST_MET && oldest !== undefined) this.#met.delete(oldest);
     this.#around.member.meet(address);
+    this.#around.met(address);
   }
 
-  begin({ updateBytes, size, file, webSeeds, trackers }: Orders["begin"], body: Uint8Array): void {
-    const { member, files, tell } = this.#around;
-    if (trackers.length > 0)
-      void this.#find({ trackers: this.#around.trackers(trackers, (text) => tell("tracker", text)) });
+  /** Where peers listen that are connected and have sent nothing wrong. */
+  good(): string[] {
+    const { peers } = this.#around.member.status();
+    const good = peers.filter(({ address, wrong }) => wrong === 0 && this.#met.has(address));
+    return good.slice(0, KNOWN_MOST.peers).map(({ address }) => address);
+  }
+
+  /** Asks these trackers too. */
+  track(urls: readonly string[]): void {
+    const { tell, trackers } = this.#around;
+    const others = urls.filter((url) => !this.#trackers.has(url));
+    for (const url of others) this.#trackers.add(url);
+    if (others.length > 0) void this.#find({ trackers: trackers(others, (text) => tell("tracker", text)) });
+  }
+
+  begin({ updateBytes, size, file, webSeeds }: Orders["begin"], body: Uint8Array): void {
+    const { member, files } = this.#around;
     const update = Uint8Array.from(body.subarray(0, updateBytes));
     const has = new Bits(leafCount(size));
     const given = body.subarray(updateBytes);
@@ -145,11 +171,11 @@ export class Joined {
   }
 
   #find(finders: Around["finders"]): Promise<void> {
-    const { engine, member, tell } = this.#around;
+    const { engine, tell } = this.#around;
     const wanted = {
       infohash: this.#infohash,
       port: engine.port,
-      meet: (address: string) => member.meet(address),
+      meet: (address: string) => this.meet(address),
     };
     return runFinders(finders, wanted, this.#signal, {
       tell: (finder, text) => tell("finder", `${finder}: ${text}`),

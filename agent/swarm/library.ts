@@ -7,11 +7,14 @@ import type { Torrent } from "webtorrent";
 const VERSION = "3.0.21";
 
 const WIRE = [
+  "_parseHandshake",
   "_onHandshakeBuffer",
   "_onMessageLength",
   "_onMessage",
   "_parse",
   "_processBuffer",
+  "_push",
+  "_debug",
   "request",
   "cancel",
   "reject",
@@ -64,6 +67,9 @@ export async function loadLibrary(): Promise<typeof WebTorrent> {
   return Client;
 }
 
+/** What each connection begins with, after its length (BEP 3). */
+const PROTOCOL = Buffer.from("BitTorrent protocol");
+
 const HELD = Symbol("held back");
 
 /**
@@ -73,11 +79,27 @@ const HELD = Symbol("held back");
 function holdBack(wire: Wire & { [HELD]?: true }): void {
   if (wire[HELD]) return;
   wire[HELD] = true;
+  // A text is put together for each message, whether anybody reads it or not
+  wire._debug = () => {};
+  // Of what speaks another protocol the library would keep all there is, or look at each byte of it
+  wire._parseHandshake = function () {
+    this._parse(1, ([length]) => {
+      if (length === PROTOCOL.length) this._parse(length + 48, this._onHandshakeBuffer);
+      else refuse(this);
+    });
+  };
   const original = wire._onHandshakeBuffer;
   wire._onHandshakeBuffer = function (bytes) {
+    if (!PROTOCOL.equals(bytes.subarray(0, PROTOCOL.length))) return refuse(this);
     original.call(this, bytes);
     this._parse(Number.MAX_SAFE_INTEGER, () => {});
   };
+}
+
+function refuse(wire: Wire): void {
+  // What else came at once is not looked at
+  wire._parse(Number.MAX_SAFE_INTEGER, () => {});
+  wire.destroy();
 }
 
 /** The connection has its guard: reads on. */

@@ -2,18 +2,22 @@
 import type Wire from "bittorrent-protocol";
 import { plainIp } from "./bans.ts";
 import type { Extension, ExtensionPeer, Limits, PeerStatus, WireExtension } from "./engine.ts";
-import type { Lender, Shape } from "./fetch.ts";
+import type { Lender } from "./fetch.ts";
 import { Guard } from "./guard.ts";
 import { Serving } from "./serve.ts";
+import type { Shape } from "./stock.ts";
 import type { Viewer } from "./superseed.ts";
 
 /** Bytes an extension may leave unread before it is told to wait. */
 const MAX_UNREAD_BYTES = 128 * 1024;
+/** Bytes of messages that are gathered for one write. */
+const WRITE_BYTES = 64 * 1024;
 
 /** What a connection asks of its member. */
 export interface LinkEvents {
   shape(): Shape | undefined;
   isThere(piece: number): boolean;
+  isNear(ip: string): boolean;
   drop(link: Link, why: string, isBanned: boolean): void;
 }
 
@@ -27,6 +31,8 @@ export class Link implements Lender, Viewer {
   /** Hex, as it said itself. */
   readonly id: string;
   readonly isOutgoing: boolean;
+  /** It is on one of the node's own networks. */
+  readonly isNear: boolean;
   right = 0;
   restsUntil = 0;
   /** Steady milliseconds of its last message. */
@@ -48,6 +54,7 @@ export class Link implements Lender, Viewer {
     this.ip = plainIp(wire.remoteAddress ?? "");
     this.id = wire.peerId ?? "";
     this.isOutgoing = wire.type === "tcpOutgoing";
+    this.isNear = events.isNear(this.ip);
     this.#guard = new Guard(wire, limits, {
       shape: events.shape,
       isThere: events.isThere,
@@ -56,6 +63,7 @@ export class Link implements Lender, Viewer {
       },
       broke: (why) => events.drop(this, why, true),
     });
+    gather(wire);
     wire.on("upload", (bytes: number) => {
       this.up += bytes;
     });
@@ -85,9 +93,10 @@ export class Link implements Lender, Viewer {
     return this.wire.requests.length;
   }
 
-  /** `requested` is not called for what was cancelled. */
+  /** `done` is not called for what was cancelled. */
   ask(piece: number, offset: number, length: number, done: (block: Uint8Array | undefined) => void): void {
     this.wire.request(piece, offset, length, (error, block) => {
+      if (error) this.#guard.excuse();
       if (this.#cancelled.delete(`${piece} ${offset}`)) return;
       done(error ? undefined : block);
     });
@@ -115,27 +124,31 @@ export class Link implements Lender, Viewer {
     for (const extension of extensions) this.#offer(extension, drop);
   }
 
-  status(): PeerStatus {
+  /** `pieces`: of the payload. */
+  status(pieces: number): PeerStatus {
+    const isSeed = this.wire.isSeeder === true;
     return {
       address: this.address,
       id: this.id,
-      isSeed: this.wire.isSeeder === true,
+      isSeed,
       down: this.down,
       up: this.up,
       downRate: this.wire.downloadSpeed(),
       upRate: this.wire.uploadSpeed(),
       wrong: this.wrong,
+      has: isSeed ? pieces : Math.min(pieces, bitsIn(this.wire.peerPieces.buffer)),
     };
   }
 
-  #offer({ name, open }: WireExtension, drop: ExtensionPeer["drop"]): void {
+  #offer(extension: WireExtension, drop: ExtensionPeer["drop"]): void {
     const { wire } = this;
+    const { name } = extension;
     let isReady = false;
     wire.once("close", () => {
       isReady = false;
       ours.closed?.();
     });
-    const ours: Extension = open({
+    const ours: Extension = extension.open({
       infohash: this.infohash,
       address: this.address,
       send: (bytes) => {
@@ -164,4 +177,28 @@ export class Link implements Lender, Viewer {
     Object.defineProperty(Offered.prototype, "name", { value: name });
     wire.use(Offered);
   }
+}
+
+/** What is said in one turn leaves in one write: each is a system call otherwise, and each block two. */
+function gather(wire: Wire): void {
+  const push = wire._push;
+  let waiting: Uint8Array[] = [];
+  let size = 0;
+  const flush = () => {
+    const [first] = waiting;
+    if (first) push.call(wire, waiting.length === 1 ? first : Buffer.concat(waiting, size));
+    waiting = [];
+    size = 0;
+  };
+  wire._push = (bytes) => {
+    if (waiting.push(bytes) === 1) queueMicrotask(flush);
+    size += bytes.length;
+    if (size >= WRITE_BYTES) flush();
+  };
+}
+
+function bitsIn(bytes: Uint8Array): number {
+  let bits = 0;
+  for (const byte of bytes) for (let left = byte; left > 0; left &= left - 1) bits++;
+  return bits;
 }

@@ -4,15 +4,19 @@ import type Wire from "bittorrent-protocol";
 import type { Peer, Torrent } from "webtorrent";
 import { addressOf } from "./bans.ts";
 import type { Keep, Limits, Member, MemberStatus, SwarmEvent, WireExtension } from "./engine.ts";
-import { Fetch, type Shape } from "./fetch.ts";
+import { Fetch } from "./fetch.ts";
 import { release } from "./library.ts";
 import { Link } from "./link.ts";
 import { readMetainfo } from "./metainfo.ts";
+import type { Shape } from "./stock.ts";
 import { SuperSeed } from "./superseed.ts";
+import { tame } from "./tame.ts";
 
 /** Addresses that are known or waited for. */
 const MAX_ADDRESSES = 200;
 const TROUBLE_EVERY_MS = 10_000;
+/** Bytes per second of near peers together, from which on others need not give what those have. */
+const NEAR_RATE = 1_000_000;
 
 /** What a member has of its engine. */
 export interface Surroundings {
@@ -23,6 +27,8 @@ export interface Surroundings {
   tell(event: SwarmEvent): void;
   /** May this address be connected to now? */
   isWelcome(ip: string, id?: string): boolean;
+  /** Is it on one of the node's own networks? */
+  isNear(ip: string): boolean;
   /** Keeps a peer away; the seconds. */
   ban(ip: string, id: string): number;
   /** A connection more; false: there is no room. */
@@ -58,12 +64,18 @@ export class SwarmMember implements Member {
     this.#around = around;
     torrent.on("wire", (wire: Wire) => this.#connected(wire));
     torrent.on("warning", () => {});
-    torrent.once("metadata", () => {
-      // Ours counts once a turn; this one all pieces of all peers with each of their bitfields
-      torrent._rarityMap.recalculate = () => {};
-    });
     torrent.on("error", (error: Error) => this.#fail(error.message));
-    this.#tame(torrent);
+    tame(torrent, {
+      mayDial: (address) => this.#mayDial(address),
+      admit: (peer) => around.admit(peer),
+      there: () => this.#there(),
+      begun: (wire, greet) => this.#begun(wire, greet),
+      changed: (wire) => {
+        const link = wire && this.#links.get(wire);
+        if (link) link.isChanged = true;
+        this.#schedule();
+      },
+    });
   }
 
   /** Is a peer connected from this address? */
@@ -115,17 +127,15 @@ export class SwarmMember implements Member {
 
   status(): MemberStatus {
     const links = [...this.#links.values()];
-    const peers = links.map((link) => link.status());
+    const pieces = this.#shape?.pieces ?? 0;
+    const peers = links.map((link) => link.status(pieces));
     const sum = (of: (peer: (typeof peers)[number]) => number) =>
       peers.reduce((all, peer) => all + of(peer), 0);
-    const pieces = this.#shape?.pieces ?? 0;
-    let piecesThere = 0;
-    for (let piece = 0; piece < pieces; piece++) if (this.#fetch?.isThere(piece)) piecesThere++;
     return {
       infohash: this.infohash,
       phase: this.#fetch === undefined ? "waiting" : this.#fetch.isWhole ? "whole" : "fetching",
       pieces,
-      piecesThere,
+      piecesThere: this.#there().length,
       down: this.#down + sum((peer) => peer.down),
       up: this.#up + sum((peer) => peer.up),
       wasted: this.#fetch?.wasted ?? 0,
@@ -181,51 +191,33 @@ export class SwarmMember implements Member {
     this.#gone(link);
   }
 
-  /** Takes over what the library does without limits, or too often. */
-  #tame(torrent: Torrent): void {
-    const around = this.#around;
-    const { _addPeer, _registerPeer, _onWireWithMetadata } = torrent;
-    torrent._addPeer = (address, type, source) => {
-      const ip = /^\[?([^\]]+)\]?:\d+$/.exec(address)?.[1] ?? "";
-      const isKnown = this.#listening.has(address) || torrent._peers.size >= MAX_ADDRESSES;
-      if (isKnown || !around.isWelcome(ip)) return null;
-      return _addPeer.call(torrent, address, type, source);
-    };
-    torrent._registerPeer = (peer) => {
-      if (peer.conn) return _registerPeer.call(torrent, peer);
-      peer.once("connect", () => {
-        if (!around.admit(peer)) peer.destroy(new Error("no room"));
-      });
-      return _registerPeer.call(torrent, peer);
-    };
-    torrent._verifyPieces = (done) => {
-      for (let piece = 0; piece < (this.#shape?.pieces ?? 0); piece++)
-        if (this.#fetch?.isThere(piece)) torrent._markVerified(piece);
-      done(null);
-    };
-    torrent._onWireWithMetadata = (wire) => {
-      const link = this.#links.get(wire);
-      if (!link || !this.#keep || !this.#shape) return;
-      const isHidden = this.#seed !== undefined && !this.#seed.isOver;
-      if (isHidden) {
-        // A super-seed says that it has nothing
-        wire.haveAll = () => wire.haveNone();
-        wire.bitfield = () => {};
-      }
-      _onWireWithMetadata.call(torrent, wire);
-      this.#serve(link, this.#keep, this.#shape);
-      if (isHidden) this.#seed?.add(link);
-      // It may have said so before there was anything to be had
-      if (wire.peerInterested) wire.unchoke();
-      this.#recount();
-      release(wire);
-    };
-    torrent._update = () => this.#schedule();
-    torrent._updateWireInterest = (wire) => {
-      const link = this.#links.get(wire);
-      if (link) link.isChanged = true;
-      this.#schedule();
-    };
+  #mayDial(address: string): boolean {
+    const ip = /^\[?([^\]]+)\]?:\d+$/.exec(address)?.[1] ?? "";
+    const isKnown = this.#listening.has(address) || this.#torrent._peers.size >= MAX_ADDRESSES;
+    return !isKnown && this.#around.isWelcome(ip);
+  }
+
+  #there(): number[] {
+    const pieces = Array.from({ length: this.#shape?.pieces ?? 0 }, (_, piece) => piece);
+    return pieces.filter((piece) => this.#fetch?.isThere(piece));
+  }
+
+  #begun(wire: Wire, greet: () => void): void {
+    const link = this.#links.get(wire);
+    if (!link || !this.#keep || !this.#shape) return;
+    const isHidden = this.#seed !== undefined && !this.#seed.isOver;
+    if (isHidden) {
+      // A super-seed says that it has nothing
+      wire.haveAll = () => wire.haveNone();
+      wire.bitfield = () => {};
+    }
+    greet();
+    this.#serve(link, this.#keep, this.#shape);
+    if (isHidden) this.#seed?.add(link);
+    // It may have said so before there was anything to be had
+    if (wire.peerInterested) wire.unchoke();
+    this.#recount();
+    release(wire);
   }
 
   #serve(link: Link, keep: Keep, shape: Shape): void {
@@ -251,6 +243,7 @@ export class SwarmMember implements Member {
     const link = new Link(wire, infohash, at, around.limits, {
       shape: () => this.#shape,
       isThere: (piece) => this.#fetch?.isThere(piece) ?? false,
+      isNear: around.isNear,
       drop: (one, why, isBanned) => this.drop(one, why, isBanned),
     });
     this.#links.set(wire, link);
@@ -295,6 +288,7 @@ export class SwarmMember implements Member {
 
   /** The address that was dialled is one of its own: not again. */
   #isSelf(link: Link): void {
+    if (this.#listening.size >= MAX_ADDRESSES) return;
     const { remotePort } = link.wire;
     const dialled = [...this.#torrent._peers.values()].find(({ conn }) => conn?.localPort === remotePort);
     this.#listening.set(link.isOutgoing ? link.address : (dialled?.id ?? link.address), link);
@@ -375,6 +369,8 @@ export class SwarmMember implements Member {
       this.#isRecounted = false;
       fetch.rarity.count(links);
     }
+    const near = links.filter((link) => link.isNear && !link.isChoking);
+    fetch.near = near.reduce((sum, { rate }) => sum + rate, 0) >= NEAR_RATE ? near : [];
     // Whoever is asked first gets the best pieces: each in its turn
     const from = Math.floor(Math.random() * links.length);
     for (const link of [...links.slice(from), ...links.slice(0, from)]) {

@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { decodeBencode, type Received } from "../../boot/bencode.ts";
 import { LEAF_BYTES } from "../../boot/content.ts";
-import type { Shape } from "./fetch.ts";
+import type { Shape } from "./stock.ts";
 
 const MAX_UPDATE_BYTES = 4 * 1024 * 1024;
 /** Largest piece: one is put together in memory. */

@@ -10,7 +10,7 @@ import { type Contact, fromNodes, K, type Table } from "./table.ts";
 const STALE_MS = 10 * 60_000;
 /** Nodes that turn up by themselves are asked back, so many. */
 const CHECKS = { burst: 16, perSecond: 2 };
-/** Addresses to begin at that are remembered. */
+/** Addresses to begin at that are remembered, of each kind. */
 const MOST_ROUTES = 256;
 /** Nodes that are given out for the next start. */
 const MOST_KEPT = 64;
@@ -37,8 +37,9 @@ export class Neighbours {
   readonly #id: Uint8Array;
   readonly #family: Family;
   readonly #checks: Bucket;
-  /** Where to begin as long as the table is nearly empty, newest last. */
-  readonly #routes = new Set<string>();
+  /** Where to begin as long as the table is nearly empty, newest last: what was named, and who was met, whom anybody can invent. */
+  readonly #named = new Set<string>();
+  readonly #met = new Set<string>();
 
   constructor({ krpc, table, id, family, now }: NeighboursOptions) {
     this.#krpc = krpc;
@@ -48,21 +49,14 @@ export class Neighbours {
     this.#checks = new Bucket(CHECKS, now);
   }
 
-  /** Remembers where to begin; undefined for an address that is none, or of the other family. */
-  route(text: string): Address | undefined {
-    const address = readAddress(text);
-    if (address?.family !== this.#family) return undefined;
-    const written = textOf(address);
-    this.#routes.delete(written);
-    this.#routes.add(written);
-    const [oldest] = this.#routes;
-    if (this.#routes.size > MOST_ROUTES && oldest !== undefined) this.#routes.delete(oldest);
-    return address;
+  /** Remembers where to begin. */
+  route(text: string): void {
+    this.#remember(text, this.#named);
   }
 
   /** Somebody may be a node: asked if there is time for it, and remembered as a place to begin. */
   meet(text: string): void {
-    const address = this.route(text);
+    const address = this.#remember(text, this.#met);
     if (address && this.#checks.take()) this.#check(address);
   }
 
@@ -125,7 +119,7 @@ export class Neighbours {
 
   /** Asks those to begin at, newest first, until enough answer. */
   async #begin(signal: AbortSignal): Promise<void> {
-    const routes = [...this.#routes].reverse();
+    const routes = [...new Set([...[...this.#named].reverse(), ...[...this.#met].reverse()])];
     for (let at = 0; at < routes.length && this.#table.size < K && !signal.aborted; at += K)
       await Promise.allSettled(
         routes.slice(at, at + K).map((text) => {
@@ -133,6 +127,18 @@ export class Neighbours {
           return address && this.ask(address, "find_node", { target: this.#id });
         }),
       );
+  }
+
+  /** Undefined for an address that is none, or of the other family. */
+  #remember(text: string, where: Set<string>): Address | undefined {
+    const address = readAddress(text);
+    if (address?.family !== this.#family) return undefined;
+    const written = textOf(address);
+    where.delete(written);
+    where.add(written);
+    const [oldest] = where;
+    if (where.size > MOST_ROUTES && oldest !== undefined) where.delete(oldest);
+    return address;
   }
 
   #check(address: Address): void {

@@ -1,6 +1,7 @@
 /** Peer exchange (BEP 11): peers tell each other whom they are connected to; at most 50 at a time, at most once a minute. */
 import { isIPv4 } from "node:net";
 import { decodeBencode, encodeBencode } from "../../boot/bencode.ts";
+import { isTellable, readAddress, textOf } from "./address.ts";
 import type { Extension, ExtensionPeer, WireExtension } from "./engine.ts";
 
 const MAX_PEERS = 50;
@@ -49,7 +50,14 @@ class Exchange implements Extension {
     const isTooSoon = now - this.#heardAt < MIN_MS;
     this.#heardAt = now;
     if (isTooSoon) this.#peer.drop("peer exchange too often");
-    else for (const address of decodePeers(bytes)) this.#acquaintances.meet(this.#peer.infohash, address);
+    else for (const address of decodePeers(bytes)) this.#meet(address);
+  }
+
+  #meet(address: string): void {
+    const told = readAddress(address);
+    const teller = readAddress(this.#peer.address);
+    if (told && teller && isTellable(told, teller.host))
+      this.#acquaintances.meet(this.#peer.infohash, textOf(told));
   }
 
   #tell(): void {

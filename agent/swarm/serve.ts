@@ -1,11 +1,20 @@
 /** Answers the requests of one peer as fast as it reads, and no faster: little of the payload waits in memory. */
 import type Wire from "bittorrent-protocol";
-import type { Shape } from "./fetch.ts";
+import type { Shape } from "./stock.ts";
 
 /** Bytes that may wait for the peer to read. */
 const MAX_WAITING_BYTES = 128 * 1024;
 /** Reads at once. */
 const MAX_READING = 4;
+/** Requests that are remembered, those among them that were taken back; a peer may have half as many that wait. */
+const MAX_QUEUED = 512;
+
+interface Question {
+  piece: number;
+  offset: number;
+  length: number;
+  respond: Respond;
+}
 
 type Respond = (error: Error | null, bytes?: Uint8Array) => void;
 
@@ -14,7 +23,7 @@ export class Serving {
   readonly #wire: Wire;
   readonly #shape: Shape;
   readonly #get: (at: number, length: number) => Promise<Uint8Array>;
-  readonly #queue: { piece: number; offset: number; length: number; respond: Respond }[] = [];
+  #queue: Question[] = [];
   #reading = 0;
 
   constructor(wire: Wire, shape: Shape, get: (at: number, length: number) => Promise<Uint8Array>) {
@@ -25,6 +34,7 @@ export class Serving {
     wire.removeAllListeners("request");
     wire.on("request", (piece: number, offset: number, length: number, respond: Respond) => {
       this.#queue.push({ piece, offset, length, respond });
+      if (this.#queue.length > MAX_QUEUED) this.#forget();
       this.#pump();
     });
     // Called by the stream when there is room again
@@ -38,15 +48,25 @@ export class Serving {
     while (this.#reading < MAX_READING && this.#wire._readableState.buffered < MAX_WAITING_BYTES) {
       const next = this.#queue.shift();
       if (next === undefined) return;
-      const isStillWanted = this.#wire.peerRequests.some(
-        ({ piece, offset, length }) =>
-          piece === next.piece && offset === next.offset && length === next.length,
-      );
-      if (isStillWanted) void this.#answer(next.piece * this.#shape.pieceBytes + next.offset, next);
+      if (this.#isWanted(next)) void this.#answer(next.piece * this.#shape.pieceBytes + next.offset, next);
     }
   }
 
-  async #answer(at: number, { length, respond }: { length: number; respond: Respond }): Promise<void> {
+  /** Was it not taken back? */
+  #isWanted({ piece, offset, length }: Question): boolean {
+    return this.#wire.peerRequests.some(
+      (one) => one.piece === piece && one.offset === offset && one.length === length,
+    );
+  }
+
+  /** What was taken back goes: a peer may ask and take back for days, and read nothing. */
+  #forget(): void {
+    const wanted = this.#queue.filter((one) => this.#isWanted(one));
+    // The same may have been asked twice and taken back once
+    this.#queue = wanted.slice(-this.#wire.peerRequests.length);
+  }
+
+  async #answer(at: number, { length, respond }: Question): Promise<void> {
     this.#reading++;
     try {
       const bytes = await this.#get(at, length);

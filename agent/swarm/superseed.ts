@@ -8,6 +8,8 @@ import type { Holder, Rarity } from "./picker.ts";
 const SHOWN = 3;
 /** A peer that nobody takes a piece from gets another one after so long. */
 const PATIENCE_MS = 1_500;
+/** A peer takes part as long as it says that it has one piece more within so long. */
+const TAKES_PART_MS = 10_000;
 
 /** A peer that pieces are shown to. */
 export interface Viewer extends Holder {
@@ -23,6 +25,8 @@ export class SuperSeed<V extends Viewer> {
   readonly #shown: Uint16Array;
   /** What each peer was shown: `true` when it was passed on; else when the peer had it itself, or not yet. */
   readonly #views = new Map<V, Map<number, true | number | undefined>>();
+  /** Since when each peer has its last piece. */
+  readonly #heldAt = new Map<V, number>();
   #isOver = false;
 
   constructor(pieces: number, rarity: Rarity, random: () => number = Math.random) {
@@ -45,14 +49,17 @@ export class SuperSeed<V extends Viewer> {
 
   remove(viewer: V): void {
     this.#views.delete(viewer);
+    this.#heldAt.delete(viewer);
   }
 
   /** A peer says that it has a piece. */
   held(viewer: V, piece: number, now: number): void {
+    this.#heldAt.set(viewer, now);
+    const isAlone = [...this.#heldAt].every(([one, at]) => one === viewer || now - at > TAKES_PART_MS);
     for (const [other, view] of this.#views) {
       if (!view.has(piece) || view.get(piece) === true) continue;
-      // A single peer has nobody to pass it on to
-      const isPassedOn = other !== viewer || this.#views.size === 1;
+      // Nobody else takes any, whoever is connected: there is nobody to pass it on to
+      const isPassedOn = other !== viewer || isAlone;
       view.set(piece, isPassedOn || now);
       if (isPassedOn) this.#show(other);
     }

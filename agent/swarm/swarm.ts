@@ -8,6 +8,7 @@ import { addressOf, Bans, household, plainIp } from "./bans.ts";
 import type { Engine, EngineOptions, Limits, Member } from "./engine.ts";
 import { demandTorrent, loadLibrary } from "./library.ts";
 import { SwarmMember } from "./member.ts";
+import { nearness } from "./near.ts";
 import { peerExchange } from "./pex.ts";
 
 const LIMITS: Limits = {
@@ -21,6 +22,8 @@ const LIMITS: Limits = {
 };
 /** Share of the connections that others may begin: the rest is for whom this node looks for itself. */
 const INCOMING = 0.75;
+/** Connections that are kept for peers on other networks: near ones alone may all have the same, and all lack the same. */
+const FAR_FLOOR = 2;
 const TICK_MS = 250;
 
 /** The engine that `openEngine` opens. */
@@ -31,8 +34,9 @@ export class Swarm implements Engine {
   readonly #limits: Limits;
   readonly #members = new Map<string, SwarmMember>();
   readonly #bans = new Bans();
+  readonly #ownNetworks = nearness();
   /** Open connections and whose they are. */
-  readonly #connections = new Map<Socket, { household: string; isIncoming: boolean }>();
+  readonly #connections = new Map<Socket, { household: string; isNear: boolean }>();
   readonly #stop = new AbortController();
   #ended: Promise<void> | undefined;
 
@@ -92,6 +96,7 @@ export class Swarm implements Engine {
         ...(this.#options.extensions ?? []),
       ],
       tell: (event) => this.#options.tell(event),
+      isNear: (ip) => this.#isNear(ip),
       isWelcome: (ip, id) => this.#isWelcome(ip, id),
       ban: (ip, id) => this.#bans.ban(ip, id),
       admit: (peer) => this.#dialled(peer),
@@ -128,6 +133,10 @@ export class Swarm implements Engine {
 
   #isWelcome(ip: string, id?: string): boolean {
     return !this.#bans.isBanned(ip, id) && (this.#options.isWelcome?.(plainIp(ip)) ?? true);
+  }
+
+  #isNear(ip: string): boolean {
+    return (this.#options.isNear ?? this.#ownNetworks)(plainIp(ip));
   }
 
   /** Others connect: whoever may not is closed before a byte is read. */
@@ -169,13 +178,19 @@ export class Swarm implements Engine {
     const home = household(ip);
     const all = [...this.#connections.values()];
     const ofHome = all.filter((one) => one.household === home).length;
-    const most = isIncoming ? Math.floor(this.#limits.connections * INCOMING) : this.#limits.connections;
+    const { connections } = this.#limits;
+    const isNear = this.#isNear(ip);
+    const reserved = isNear ? Math.max(0, FAR_FLOOR - all.filter((one) => !one.isNear).length) : 0;
+    const most = Math.min(
+      isIncoming ? Math.floor(connections * INCOMING) : connections,
+      connections - reserved,
+    );
     if (all.length >= most || ofHome >= this.#limits.connectionsPerAddress) {
       const address = addressOf(ip, connection.remotePort ?? 0);
       this.#options.tell({ kind: "dropped", address, why: "there is no room for it" });
       return false;
     }
-    this.#connections.set(connection, { household: home, isIncoming });
+    this.#connections.set(connection, { household: home, isNear });
     connection.once("close", () => this.#connections.delete(connection));
     return true;
   }

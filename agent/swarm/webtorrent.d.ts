@@ -54,8 +54,11 @@ declare module "bittorrent-protocol" {
     /** Of streamx: what was pushed and not taken yet. */
     _readableState: { buffered: number };
     _bufferSize: number;
+    _debug(): void;
+    _push(bytes: Uint8Array): void;
     _parse(size: number, parser: (this: Wire, bytes: Uint8Array) => void): void;
     _processBuffer(): void;
+    _parseHandshake(): void;
     _onHandshakeBuffer(bytes: Uint8Array): void;
     _onMessageLength(bytes: Uint8Array): void;
     _onMessage(bytes: Uint8Array): void;

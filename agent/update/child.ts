@@ -10,15 +10,8 @@ import { readFileSync } from "node:fs";
 import { execPath } from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
 import { program } from "../program.ts";
-import {
-  encodeOrder,
-  FrameWriter,
-  frames,
-  type Orders,
-  plain,
-  type Report,
-  readReport,
-} from "../swarm/frames.ts";
+import { encodeOrder, frames, type Orders, plain, type Report, readReport } from "../swarm/frames.ts";
+import { FrameWriter } from "../swarm/writer.ts";
 
 /** Bytes that may wait for the child to read them: past that it hangs, or means to. */
 const WAITING_BYTES = 32 * 1024 * 1024;

@@ -8,7 +8,7 @@ import { SideError } from "../../boot/side.ts";
 import { SlotRefusal } from "../../boot/slots.ts";
 import { SourceError } from "../../boot/source.ts";
 import { parseUpdate, ReleaseError } from "../../boot/updatefile.ts";
-import { type Hal, HalError, type Machine } from "../../hal/ports.ts";
+import { type Hal, HalError } from "../../hal/ports.ts";
 import { slotsData } from "../boot/kernel.ts";
 import { type NodeCard, openNodeCard } from "../boot/open.ts";
 import { CONFIG_PATH, type Config, ConfigError, parseConfig, readConfig } from "../config.ts";
@@ -25,6 +25,8 @@ import {
   printable,
   UsageError,
 } from "../terminal.ts";
+import { ASKED_VERBS, askStatus } from "./ask.ts";
+import { compatibleOf } from "./boards.ts";
 import { accept, type Installed, install, type Order } from "./install.ts";
 import { readLink, readPeers } from "./magnet.ts";
 import { Obtaining } from "./obtain.ts";
@@ -63,8 +65,9 @@ export const UPDATE_VERBS: readonly CliVerb[] = [
   {
     words: "update status",
     synopsis: "[--disk DISK] [--data-dir DIR]",
-    summary: "how far a running install is, or what is staged",
-    needsAgent: false,
+    summary:
+      "what is followed, wanted and under way; without an agent: how far an install is, or what is staged",
+    needsAgent: true,
     run: updateStatus,
   },
   {
@@ -74,6 +77,7 @@ export const UPDATE_VERBS: readonly CliVerb[] = [
     needsAgent: false,
     run: updateTrust,
   },
+  ...ASKED_VERBS,
 ];
 
 async function updateInstall({ args, io, json }: Context): Promise<Exit> {
@@ -224,8 +228,12 @@ async function updateTrust({ args, io, json }: Context): Promise<Exit> {
   }
 }
 
-function updateStatus({ args, io, json }: Context): Promise<Exit> {
+async function updateStatus(context: Context): Promise<Exit> {
+  const { args, io, json } = context;
   const { values } = parseArgs({ args, options: WHERE });
+  // Where a card or a configuration is named it is not about the node that runs here
+  const answered = Object.keys(values).length === 0 ? await askStatus(context) : undefined;
+  if (answered !== undefined) return answered;
   return withNode(io, values, "read", async ({ card, config }) => {
     await showStatus(card, config.boot.run_dir, io, json);
     return EXIT.done;
@@ -283,18 +291,6 @@ function configOf(io: Io, named: string | undefined): Config {
     io.err(`fruit: ${cause.message}\nfruit: going on without it\n`);
     return defaults();
   }
-}
-
-/** `compatible` of the device tree, the most exact first. On a desk, where there is none, whoever writes a card names its board. */
-function compatibleOf(machine: Pick<Machine, "read">, named: string | undefined): string[] {
-  const bytes = machine.read("/proc/device-tree/compatible");
-  if (bytes && named !== undefined)
-    throw new UsageError("--board: this node has a device tree that says what it is");
-  if (!bytes) return named === undefined ? [] : [named];
-  return Buffer.from(bytes)
-    .toString()
-    .split("\0")
-    .filter((word) => word !== "");
 }
 
 const REFUSALS = [ReleaseError, SlotRefusal, SideError, SourceError, WrongLeaf];

@@ -37,7 +37,7 @@ export interface Facts {
         refused?: string;
         /** What is held against it here. */
         blamed?: string;
-        /** Unix seconds before which this node's turn has not come. */
+        /** Unix seconds before which this node's turn has not come; infinite where it never does. */
         turn: number;
       }
     | undefined;
@@ -176,6 +176,10 @@ const RULES: readonly ((context: Context) => Desire | undefined)[] = [
             ? `Version ${version} is whole in the other slot: 'fruit boot try --reason TEXT' starts it.`
             : `Version ${version} is announced: 'fruit update now --reason TEXT' takes it.`,
         )
+      : undefined,
+  ({ release, isOrdered, head: { version } }) =>
+    release?.turn === Number.POSITIVE_INFINITY && !isOrdered
+      ? nothing("not-its-turn", `Version ${version} comes in waves, and none of them reaches this node.`)
       : undefined,
   ({ release, isOrdered, now, head: { version } }) =>
     release && now < release.turn && !isOrdered

@@ -37,7 +37,7 @@ export function swarmSource(download: Download): Source {
       try {
         signal.throwIfAborted();
         share.begin(update, holding, whole.reject, { webSeeds, trackers });
-        if (isWhole(writer)) return;
+        if (writer.left === 0) return;
         await whole.promise;
       } finally {
         signal.removeEventListener("abort", stop);
@@ -82,7 +82,7 @@ function intoWriter(
       }
       await writer.put(leaf, bytes);
       came(from, bytes.length);
-      if (isWhole(writer)) whole();
+      if (writer.left === 0) whole();
     },
     read: async (at, length) => {
       const bytes = new Uint8Array(length);
@@ -96,9 +96,4 @@ function intoWriter(
       return bytes;
     },
   };
-}
-
-function isWhole(writer: SlotWriter): boolean {
-  for (let leaf = 0; leaf < writer.count; leaf++) if (writer.needs(leaf)) return false;
-  return true;
 }

@@ -30,7 +30,7 @@ export interface Hands {
 export interface FollowerOptions {
   hands: Hands;
   lookMs: number;
-  /** Told when what is wanted has changed: by code or release. */
+  /** Told when what is wanted has changed, or what is announced: by code or release. */
   changed(wanted: Desire, facts: Facts): void;
   log: Log;
   /** Milliseconds that only ever pass. */
@@ -100,7 +100,8 @@ export class Follower {
   async #look(): Promise<void> {
     const facts = await this.#options.hands.facts();
     const wanted = desire(facts);
-    const isNew = wanted.code !== this.#wanted?.code || wanted.infohash !== this.#wanted?.infohash;
+    const isOther = facts.head?.infohash !== this.#facts?.head?.infohash;
+    const isNew = isOther || wanted.code !== this.#wanted?.code || wanted.infohash !== this.#wanted?.infohash;
     [this.#facts, this.#wanted] = [facts, wanted];
     if (isNew) this.#options.changed(wanted, facts);
     if (this.#task && isOver(this.#task.desire, wanted))

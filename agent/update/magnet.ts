@@ -40,12 +40,12 @@ export function magnetOf({ infohash, peers }: Link, name: string): string {
   return `magnet:?xt=urn:btih:${infohash}&dn=${encodeURIComponent(name)}${from}`;
 }
 
-/** The addresses of `--peer`. */
-export function readPeers(words: readonly string[]): string[] {
+/** The addresses of `--peer`, or of another flag. */
+export function readPeers(words: readonly string[], flag = "peer"): string[] {
   return words.map((word) => {
     const address = readAddress(word);
     if (address) return textOf(address);
-    throw new UsageError(`--peer: "${word}" is no address such as 192.0.2.1:6881 or [2001:db8::1]:6881`);
+    throw new UsageError(`--${flag}: "${word}" is no address such as 192.0.2.1:6881 or [2001:db8::1]:6881`);
   });
 }
 

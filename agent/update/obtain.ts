@@ -25,14 +25,22 @@ import { Swarm, type SwarmOptions } from "./swarm.ts";
 const LOOK_MS = 500;
 
 /** Any node at any time: what it accepts is signed, whatever this node thinks of it. */
-const ANYWHERE: Situation = { now: undefined, atLeast: 0, boards: "any", floor: 0n, running: undefined };
+export const ANYWHERE: Situation = {
+  now: undefined,
+  atLeast: 0,
+  boards: "any",
+  floor: 0n,
+  running: undefined,
+};
 
 /** How it is obtained. */
 export interface ObtainOptions extends Omit<SwarmOptions, "log" | "files"> {
   link: Link;
   dataDir: string;
   hal: Pick<Hal, "openDisk">;
-  running: Running;
+  running: Pick<Running, "turn" | "around">;
+  /** One that runs already, and goes on afterwards; one of its own otherwise. */
+  swarm?: Swarm;
   warn(text: string): void;
   signal: AbortSignal;
 }
@@ -52,16 +60,26 @@ export class Obtaining implements AsyncDisposable {
     const { link, signal, warn } = options;
     this.#options = options;
     this.#signal = AbortSignal.any([signal, this.#stop.signal]);
-    const swarm = new Swarm({
-      ...options,
+    const swarm = options.swarm ?? this.#own(warn);
+    this.#share = swarm.share(link.infohash);
+    for (const peer of link.peers) this.#share.meet(peer);
+    const running = options.swarm ? undefined : swarm.run(this.#signal);
+    this.#ended = Promise.all([running, this.#look()]);
+  }
+
+  #own(warn: ObtainOptions["warn"]): Swarm {
+    return new Swarm({
+      ...this.#options,
       files: [],
       log: (level, what, fields) => {
         if (level === "warn") warn(`${what}: ${fields?.why ?? ""}`);
       },
     });
-    this.#share = swarm.share(link.infohash);
-    for (const peer of link.peers) this.#share.meet(peer);
-    this.#ended = Promise.all([swarm.run(this.#signal), this.#look()]);
+  }
+
+  /** How it stands, as the child last said. */
+  get status(): Share["status"] {
+    return this.#share.status;
   }
 
   /** Bytes that were missing, by who brought them. */
@@ -96,6 +114,7 @@ export class Obtaining implements AsyncDisposable {
     for (const name of [...SLOTS, "fetched"])
       if (await this.#isSide(join(folder, `${name}.side`), release)) return join(folder, `${name}.side`);
     running.turn("metadata");
+    this.#share.track(release.trackers ?? []);
     const { bytes, sha256 } = release.side;
     const judge = async (found: Uint8Array): Promise<FileVerdict> =>
       hash("sha256", found) === sha256 ? "good" : "false";
@@ -125,6 +144,7 @@ export class Obtaining implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort(new Error("it is over"));
+    this.#options.swarm?.leave(this.#share);
     await this.#ended;
     if (this.#fetched) await rm(this.#fetched, { force: true });
   }
@@ -162,11 +182,14 @@ function isLie({ code }: ReleaseError): boolean {
   return !["unsigned", "unknown-signer", "not-enough-signers", "signers-disagree"].includes(code);
 }
 
-/** The update file of an infohash that an install has kept. */
-async function keptUpdate(dataDir: string, infohash: string): Promise<Uint8Array | undefined> {
-  for (const slot of SLOTS)
+/** What a node has learnt of and not installed yet, in the folder of the releases. */
+export const ANNOUNCED = "announced";
+
+/** The update file of an infohash that an install, or who looked for it before, has kept. */
+export async function keptUpdate(dataDir: string, infohash: string): Promise<Uint8Array | undefined> {
+  for (const name of [ANNOUNCED, ...SLOTS])
     try {
-      const bytes = await readUpdate(join(releasesIn(dataDir), `${slot}.fruit`));
+      const bytes = await readUpdate(join(releasesIn(dataDir), `${name}.fruit`));
       if (parseUpdate(bytes).infohash === infohash) return bytes;
     } catch {
       // none, or not whole

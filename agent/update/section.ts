@@ -1,4 +1,5 @@
 import * as v from "valibot";
+import { CHANNEL_NAME, TARGET_NAME } from "../../boot/statement.ts";
 import { bounded, path, strict, whole } from "../shapes.ts";
 import { readWindow } from "./window.ts";
 
@@ -58,8 +59,8 @@ export const UpdateSection = strict({
     ),
   ),
   /** The target resource identifier of its releases; without it nothing is followed. */
-  target: v.optional(v.pipe(v.string(), v.regex(/^[\x21-\x7e]{1,64}$/))),
-  channel: v.optional(v.pipe(v.string(), v.regex(/^[a-z0-9][a-z0-9.-]{0,31}$/)), "stable"),
+  target: v.optional(v.pipe(v.string(), v.regex(TARGET_NAME))),
+  channel: v.optional(v.pipe(v.string(), v.regex(CHANNEL_NAME)), "stable"),
   /** Whose signatures are believed; `trust.json` of the data folder unless said otherwise. */
   trust: v.optional(path),
   /** The way out costs money: nothing is fetched or given that does not stay in this network. */

@@ -68,7 +68,6 @@ interface Begun {
   holding: Holding;
   file: WholeFile | undefined;
   webSeeds: readonly string[];
-  trackers: readonly string[];
   pieceBytes: number;
 }
 
@@ -79,6 +78,7 @@ export class Share {
   readonly #tell: Tell;
   readonly #met = new Set<string>();
   readonly #fetches = new Map<FileKind, Fetch>();
+  #trackers: readonly string[] = [];
   #begun: Begun | undefined;
   #side: SideOffer | undefined;
   #failed: (cause: Error) => void = () => undefined;
@@ -101,6 +101,12 @@ export class Share {
   meet(address: string): void {
     this.#met.add(address);
     this.#tell("meet", { infohash: this.infohash, address });
+  }
+
+  /** Asks these trackers too, which the release names in its signed part. */
+  track(trackers: readonly string[]): void {
+    this.#trackers = trackers;
+    this.#tellTrackers();
   }
 
   /** Fetches a file about the release from peers, one after the other, until `judge` finds one good. */
@@ -140,8 +146,9 @@ export class Share {
   ): void {
     const pieceBytes = parseUpdate(update).info.pieceLength;
     const { file, webSeeds = [], trackers = [] } = how;
-    this.#begun = { update, holding, file, webSeeds, trackers, pieceBytes };
+    this.#begun = { update, holding, file, webSeeds, pieceBytes };
     this.#failed = failed;
+    this.track(trackers);
     this.#tellBegun();
   }
 
@@ -163,6 +170,7 @@ export class Share {
     this.#flight = { pieces: 0, readBytes: 0 };
     this.#tell("join", { infohash: this.infohash, ...this.#how });
     for (const address of this.#met) this.#tell("meet", { infohash: this.infohash, address });
+    this.#tellTrackers();
     this.#tellBegun();
     this.#tellSide();
     for (const [what, fetch] of this.#fetches) {
@@ -255,7 +263,7 @@ export class Share {
 
   #tellBegun(): void {
     if (!this.#begun) return;
-    const { update, holding, file, webSeeds, trackers } = this.#begun;
+    const { update, holding, file, webSeeds } = this.#begun;
     const has = new Uint8Array(Math.ceil(leafCount(holding.size) / 8));
     for (let leaf = 0; leaf < leafCount(holding.size); leaf++)
       if (holding.has(leaf)) has[leaf >> 3] = (has[leaf >> 3] ?? 0) | (1 << (leaf & 7));
@@ -264,9 +272,13 @@ export class Share {
       updateBytes: update.length,
       size: holding.size,
       webSeeds,
-      trackers,
     };
     this.#tell("begin", { ...head, ...(file ? { file } : {}) }, Buffer.concat([update, has]));
+  }
+
+  #tellTrackers(): void {
+    const { infohash } = this;
+    if (this.#trackers.length > 0) this.#tell("track", { infohash, trackers: this.#trackers });
   }
 
   #tellSide(): void {

@@ -42,6 +42,21 @@ export async function openSlot(
   }
 }
 
+/**
+ * Where a process that gets no more than a partition of a card reads it: its own device, or that stretch of a file. Undefined where
+ * the kernel has no device for it: whoever got the disk would get all of it.
+ */
+export function sliceOf(
+  machine: Hal["machine"],
+  disk: Pick<BlockDevice, "name">,
+  { number, offset }: Partition,
+): { path: string; at: number } | undefined {
+  const stats = statSync(disk.name);
+  if (!stats.isBlockDevice()) return { path: disk.name, at: offset };
+  const known = kernelPartition(machine, stats, number);
+  return known?.offset === offset ? { path: known.path, at: 0 } : undefined;
+}
+
 /** What is read back of a card must be what the card holds. */
 async function expectPastCache(device: BlockDevice): Promise<void> {
   await device.readMedium(0, 4096);

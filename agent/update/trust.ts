@@ -30,18 +30,20 @@ export interface Applied {
 }
 
 /**
- * Brings a chain onto a node: checked as a whole, then `trust.json` is replaced as a whole, then what revoked keys had said is forgotten.
- * A cut between the last two leaves memory of keys that nobody asks about; applying the chain once more takes it away. `heads` is
- * that of the process that listens to heads; without it the file is opened. Throws `RotationError`, `CliError`.
+ * Brings a chain onto a node: checked as a whole, then what revoked keys had said is forgotten, then `trust.json` is replaced as a whole.
+ * In this order, since a cut then leaves the old `trust.json`, from which the same chain says once more what is to be forgotten. `heads`
+ * is that of the process that listens to heads; without it the file is opened. Throws `RotationError`, `CliError`.
  */
 export async function applyChain(dataDir: string, chain: Uint8Array, heads?: Heads): Promise<Applied> {
   const paths = trustPaths(dataDir);
+  const links = parseChain(chain);
+  await readTrust(paths.trust); // a folder without one is no node's, and stays as it is
   using _ = holdFolder(join(dataDir, "boot"), "trust");
   const own = await readTrust(paths.trust);
-  const { trust, text, gone } = follow(own, parseChain(chain));
-  if (text !== undefined) await replaceFile(paths.trust, text);
+  const { trust, text, gone } = follow(own, links);
   await (heads ?? (await Heads.open(paths.heads))).forget(trust, gone.head);
   await forgetFloors(paths.floors, trust, gone.release);
+  if (text !== undefined) await replaceFile(paths.trust, text);
   const listed = new Set(trust.signers.map(keyOf));
   const revoked = own.signers.filter((one) => !listed.has(keyOf(one))).map(({ id }) => id);
   return { from: own.version, trust, revoked };

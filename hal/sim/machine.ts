@@ -103,6 +103,8 @@ class Pi4 {
     this.#atMs = this.#startMs;
     this.#ambient = 21 + chance(options.seed, 0) * 4;
     this.#files = standing(options.serial, this.bootId);
+    // Only who runs from a card is a board that releases are for: on a desk whoever writes a card names it
+    if (options.root) this.#files["/proc/device-tree/compatible"] = "raspberrypi,4-model-b\0brcm,bcm2711\0";
     this.#celsius = this.#ambient + 12;
   }
 

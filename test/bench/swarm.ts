@@ -4,6 +4,7 @@ import { peakMib, scratch } from "../node.ts";
 import { needsModule } from "../python.ts";
 import { type Payload, payload } from "../swarm/payload.ts";
 import { lay, spawn } from "../swarm/processes.ts";
+import { usage } from "./process.ts";
 import { digits, quantile, ratio, type Table } from "./table.ts";
 
 const MiB = 1024 * 1024;
@@ -74,6 +75,8 @@ interface Run {
   copies: number;
   /** Most memory of any node but the seed, MiB. */
   peak: number;
+  /** Of the processor, all nodes together: steadier than the time on a machine that does other things. */
+  cpuMs: number;
 }
 
 /** One seed, so many nodes; the clock runs until the last one has everything. */
@@ -88,16 +91,19 @@ async function run(client: Client, one: Payload, nodes: number, up: number): Pro
   const all = Array.from({ length: nodes + 1 }, (_, n) => start(n));
   try {
     const ports = await Promise.all(all.map(({ hear }) => hear("port")));
-    const from = performance.timeOrigin + performance.now();
+    const cpuMs = () => all.reduce((sum, { child }) => sum + usage(child.pid).cpuMs, 0);
+    const [from, cpuFrom] = [performance.timeOrigin + performance.now(), cpuMs()];
     for (const [n, { child }] of all.entries()) {
       for (const port of ports.slice(0, n)) child.stdin.write(`127.0.0.1:${port}\n`);
       child.stdin.flush();
     }
     const whole = await Promise.all(all.slice(1).map(({ hear }) => hear("whole")));
     const peak = Math.max(...all.slice(1).map(({ child }) => peakMib(child.pid) ?? 0));
+    const cpu = cpuMs() - cpuFrom;
     for (const { child } of all) child.stdin.end();
     const sent = await all[0]?.hear("sent");
-    return { seconds: (Math.max(...whole) - from) / 1000, copies: (sent ?? 0) / one.bytes.length, peak };
+    const seconds = (Math.max(...whole) - from) / 1000;
+    return { seconds, copies: (sent ?? 0) / one.bytes.length, peak, cpuMs: cpu };
   } finally {
     for (const { child } of all) child.kill("SIGKILL");
     await Promise.all(all.map(({ child }) => child.exited));
@@ -124,10 +130,11 @@ export async function swarm(): Promise<Table> {
   const speed = (n: number) => pair.bytes.length / 1e6 / middle(pairs[n], ({ seconds }) => seconds);
   return {
     title: `Swarm: ${mib} MiB to one node, 16 MiB to ${nodes} at ${UP / 1e6} MB/s each`,
-    head: ["", "1:1 MB/s", "peak RSS MiB", `1:${nodes} s`, "× bound", "copies sent"],
+    head: ["", "1:1 MB/s", "CPU ms/MB", "peak RSS MiB", `1:${nodes} s`, "× bound", "copies sent"],
     rows: clients.map(({ name }, n) => [
       name,
       digits(speed(n), 0),
+      digits(middle(pairs[n], ({ cpuMs }) => cpuMs) / (pair.bytes.length / 1e6), 1),
       digits(
         middle(pairs[n], ({ peak }) => peak),
         0,

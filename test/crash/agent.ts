@@ -60,7 +60,7 @@ export async function runAgent(start: AgentStart): Promise<AgentEnd> {
   const running = slots.run(stop.signal);
   void door;
   if (start.command)
-    await order(slots, options, start.command, stop.signal).then(
+    await order(slots, start.command, stop.signal).then(
       (why) => resolve(why === undefined ? { is: "up" } : { is: "trouble", why }),
       (error) => resolve({ is: "trouble", why: String(error) }),
     );
@@ -86,12 +86,11 @@ class Watched extends Slots {
 /** Gives a command as soon as the agent has looked at its card. What is wrong, where it was refused. */
 async function order(
   slots: Slots,
-  options: BootOptions,
   { verb, args }: { verb: string; args: Record<string, unknown> },
   signal: AbortSignal,
 ): Promise<string | undefined> {
   while (slots.status === undefined && !signal.aborted) await new Promise((done) => setTimeout(done, 0));
-  const row = bootCommands(slots, options).find((one) => one.verb === verb);
+  const row = bootCommands(slots).find((one) => one.verb === verb);
   if (!row) throw new Error(`there is no command ${verb}`);
   const outcome = await row.run({
     id: "crash",

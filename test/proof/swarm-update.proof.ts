@@ -1,50 +1,14 @@
 /** Two command lines update each other, with nothing in between but a link: whole, killed at any moment, and lied to. */
 import { expect, test } from "bun:test";
-import { chmodSync, cpSync, existsSync, readFileSync, rmSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync, readFileSync, rmSync } from "node:fs";
 import { Swarm } from "../../agent/update/swarm.ts";
 import { parseUpdate } from "../../boot/updatefile.ts";
 import { SLOT_OFFSETS } from "../crash/card.ts";
-import { type Executable, FRUIT, scratch, until } from "../node.ts";
+import { until } from "../node.ts";
+import { childOf, ended, readable, seeding, started } from "../swarm/commands.ts";
 import { desk, made } from "../updates.ts";
 
 const SIZE = made.payload.length;
-
-/** The executable, with libraries that a user without privileges may read as well. */
-function readable(): Executable & Disposable {
-  const folder = scratch();
-  const { LD_LIBRARY_PATH } = FRUIT.env;
-  chmodSync(folder.path, 0o755);
-  const lib = join(folder.path, "lib");
-  if (LD_LIBRARY_PATH) cpSync(LD_LIBRARY_PATH, lib, { recursive: true, dereference: true });
-  return {
-    ...FRUIT,
-    env: LD_LIBRARY_PATH ? { LD_LIBRARY_PATH: lib } : {},
-    [Symbol.dispose]: () => folder[Symbol.dispose](),
-  };
-}
-
-const started = (fruit: Executable, words: string[], env: Record<string, string> = {}) =>
-  Bun.spawn([...fruit.command, ...words], {
-    env: { PATH: process.env.PATH ?? "", HOME: "/", ...fruit.env, ...env },
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "pipe",
-  });
-
-/** `fruit update seed` at a desk; the link it prints. */
-async function seed(fruit: Executable, at: ReturnType<typeof desk>, ...more: string[]) {
-  const child = started(fruit, ["update", "seed", at.file("fruitos-9.fruit"), "--json", ...more]);
-  const { value } = await child.stdout.getReader().read();
-  const { magnet, port } = JSON.parse(Buffer.from(value ?? []).toString());
-  return {
-    ...{ magnet: magnet as string, peer: `127.0.0.1:${port}` },
-    async [Symbol.asyncDispose]() {
-      child.kill("SIGTERM");
-      await child.exited;
-    },
-  };
-}
 
 /** A desk that has a card, whom to trust, and no release. */
 function bare() {
@@ -65,23 +29,11 @@ function bare() {
   };
 }
 
-async function ended(child: ReturnType<typeof started>) {
-  const [out, err] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-  ]);
-  return { exit: await child.exited, err, result: out === "" ? undefined : JSON.parse(out) };
-}
-
-/** The child that talks to peers, of a process. */
-const childOf = (pid: number) =>
-  Number(readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ")[0]) || undefined;
-
 test("a card gets a release from nothing but a link, and says where its bytes came from", async () => {
   using fruit = readable();
   using giver = desk();
   using taker = bare();
-  await using from = await seed(fruit, giver);
+  await using from = await seeding(fruit, giver.file("fruitos-9.fruit"));
   const { exit, err, result } = await ended(started(fruit, taker.from(from.magnet)));
   expect([exit, err]).toEqual([0, ""]);
   expect(result).toMatchObject({
@@ -105,7 +57,7 @@ test("a file in hand whose payload is not asks the peers it is told", async () =
   using giver = desk();
   using taker = desk();
   rmSync(taker.file("fruitos-9"));
-  await using from = await seed(fruit, giver);
+  await using from = await seeding(fruit, giver.file("fruitos-9.fruit"));
   const { exit, result } = await ended(started(fruit, taker.words("--peer", from.peer, "--json")));
   expect([exit, result?.bytes_from_peers]).toEqual([0, SIZE]);
 }, 60_000);
@@ -114,7 +66,7 @@ test("its child killed again and again, the install goes on by itself", async ()
   using fruit = readable();
   using giver = desk();
   using taker = bare();
-  await using from = await seed(fruit, giver, "--up", "250000");
+  await using from = await seeding(fruit, giver.file("fruitos-9.fruit"), "--up", "250000");
   const child = started(fruit, taker.from(from.magnet));
   const seen: number[] = [];
   for (let kill = 0; kill < 3; kill++) {
@@ -144,7 +96,7 @@ test.each(["writer.begun", "writer.leaf:20", "writer.before-first-leaf", "writer
     using fruit = readable();
     using giver = desk();
     using taker = bare();
-    await using from = await seed(fruit, giver);
+    await using from = await seeding(fruit, giver.file("fruitos-9.fruit"));
     const before = taker.card.start();
     const first = started(fruit, taker.from(from.magnet), { FRUIT_FAILPOINT: point });
     await first.exited;
@@ -161,7 +113,7 @@ test("the installer killed while it downloads has kept what came", async () => {
   using fruit = readable();
   using giver = desk();
   using taker = bare();
-  await using from = await seed(fruit, giver, "--up", "250000");
+  await using from = await seeding(fruit, giver.file("fruitos-9.fruit"), "--up", "250000");
   const first = started(fruit, taker.from(from.magnet));
   await until(
     "half of it",
@@ -201,7 +153,7 @@ test("a peer that poisons, in update file, side file and payload, costs nothing 
   share.begin(update, { size: SIZE, has: () => true, put: unkept, read }, () => undefined);
   share.offer({ bytes: side.length, read: async (at, length) => foul(side.subarray(at, at + length)) });
   const port = await liar.port;
-  await using from = await seed(fruit, giver);
+  await using from = await seeding(fruit, giver.file("fruitos-9.fruit"));
   const words = taker.from(from.magnet.replace("&x.pe=", `&x.pe=127.0.0.1:${port}&x.pe=`));
   const { exit, result } = await ended(started(fruit, words));
   stop.abort();

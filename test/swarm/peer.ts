@@ -159,6 +159,8 @@ export interface Attack {
   name: string;
   /** Ends `banned`, `dropped`, or is harmless and may stay (`kept`). */
   ends: "banned" | "dropped" | "kept";
+  /** It is about the answers to requests: whoever has everything asks for nothing, and keeps the peer. */
+  isOfLender?: true;
   run(peer: RawPeer, whole: Payload): void;
 }
 
@@ -255,6 +257,7 @@ export const ATTACKS: readonly Attack[] = [
   },
   {
     name: "blocks of another piece than was asked for",
+    isOfLender: true,
     ends: "banned",
     run: (peer, whole) => {
       seed(peer, whole);
@@ -306,6 +309,11 @@ export const ATTACKS: readonly Attack[] = [
     run: () => {},
   },
   {
+    name: "a handshake, and never a word again",
+    ends: "kept",
+    run: (peer, { infohash }) => peer.handshake(infohash).say(SAYS.haveNone),
+  },
+  {
     name: "a handshake of a byte now and then",
     ends: "dropped",
     run: (peer) => {
@@ -323,7 +331,16 @@ export const ATTACKS: readonly Attack[] = [
     },
   },
   {
+    name: "the first byte of a handshake, and another protocol without end",
+    ends: "dropped",
+    run: (peer) => {
+      peer.raw(Buffer.from([19]));
+      for (let n = 0; n < 64; n++) peer.raw(Buffer.alloc(64 * 1024, "x"));
+    },
+  },
+  {
     name: "a block at a byte a second",
+    isOfLender: true,
     ends: "kept",
     run: (peer, whole) => {
       seed(peer, whole);
@@ -340,6 +357,7 @@ export const ATTACKS: readonly Attack[] = [
   },
   {
     name: "a no to every request",
+    isOfLender: true,
     ends: "kept",
     run: (peer, whole) => {
       seed(peer, whole);
@@ -351,6 +369,7 @@ export const ATTACKS: readonly Attack[] = [
   },
   {
     name: "half a piece, and is gone",
+    isOfLender: true,
     ends: "kept",
     run: (peer, whole) => {
       let given = 0;

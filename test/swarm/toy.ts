@@ -82,7 +82,7 @@ class ToyMember implements Member {
       ...({ infohash: this.infohash, phase, pieces, piecesThere: this.#there.size } as const),
       ...{ down: this.#down, up: 0, wasted: 0, downRate: 0, upRate: 0 },
       peers: [...this.peers].map(({ address }) => ({
-        ...{ address, id: "", isSeed: false, down: 0, up: 0, downRate: 0, upRate: 0, wrong: 0 },
+        ...{ address, id: "", isSeed: false, down: 0, up: 0, downRate: 0, upRate: 0, wrong: 0, has: 0 },
       })),
     };
   }
@@ -235,7 +235,13 @@ async function openToy(
 /** The parts of a child whose engine is a toy. */
 export const toyParts = (lies: Lies): Parts => ({
   openEngine: ({ port, files, tell }) => openToy(port, files, lies, tell),
-  finders: async () => ({}),
+  openDiscovery: async () => ({
+    finders: {},
+    follow: () => undefined,
+    announce: async () => undefined,
+    meet: () => undefined,
+    nodes: () => [],
+  }),
   trackers: () => async () => undefined,
 });
 
