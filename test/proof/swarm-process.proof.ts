@@ -1,14 +1,14 @@
 import { expect, test } from "bun:test";
 import { closeSync, openSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { Holding } from "../agent/update/share.ts";
-import { Swarm, type SwarmOptions } from "../agent/update/swarm.ts";
-import { LEAF_BYTES } from "../boot/content.ts";
-import { Judge } from "../boot/leaf.ts";
-import { openSide } from "../boot/side.ts";
-import { SOURCES, scratch, until } from "./node.ts";
-import { believed, inMemory, makePayload, makeRelease } from "./releases.ts";
-import { type Lies, toyCommand } from "./swarm/toy.ts";
+import type { Holding } from "../../agent/update/share.ts";
+import { Swarm, type SwarmOptions } from "../../agent/update/swarm.ts";
+import { LEAF_BYTES } from "../../boot/content.ts";
+import { Judge } from "../../boot/leaf.ts";
+import { openSide } from "../../boot/side.ts";
+import { SOURCES, scratch, until } from "../node.ts";
+import { believed, inMemory, makePayload, makeRelease } from "../releases.ts";
+import { type Lies, toyCommand } from "../swarm/toy.ts";
 
 const made = makeRelease({ payload: makePayload({ rootBytes: 900_000 }) });
 const release = believed(made);
@@ -328,7 +328,7 @@ test("the child dies with whoever started it, however that dies", async () => {
   using folder = scratch();
   const script = folder.file(
     "parent.ts",
-    `import { Swarm } from "${join(import.meta.dir, "../agent/update/swarm.ts")}";
+    `import { Swarm } from "${join(import.meta.dir, "../../agent/update/swarm.ts")}";
      const swarm = new Swarm({ user: 65534, memoryMib: 512, files: [], settings: { port: 0, lan: false, dht: false, bootstrap: [] },
        command: ${JSON.stringify(REAL)}, log: () => {} });
      void swarm.run(new AbortController().signal);

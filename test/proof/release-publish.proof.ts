@@ -1,12 +1,12 @@
 /** `fruit release publish` and `withdraw --publish` as a vendor types them; with a whole fleet in test/proof/discovery.proof.ts. */
 import { expect, test } from "bun:test";
 import { existsSync, writeFileSync } from "node:fs";
-import { parseHead } from "../boot/head.ts";
-import { freePort } from "./broker.ts";
-import { announced, FleetNode } from "./fleet.ts";
-import { until } from "./node.ts";
-import { headOf } from "./trusts.ts";
-import { broker, ISSUED, release, vendor } from "./vendor.ts";
+import { parseHead } from "../../boot/head.ts";
+import { freePort } from "../broker.ts";
+import { announced, FleetNode } from "../fleet.ts";
+import { until } from "../node.ts";
+import { headOf } from "../trusts.ts";
+import { broker, ISSUED, release, vendor } from "../vendor.ts";
 
 const made = announced();
 test("nobody fetches it: the time over, that is no success", async () => {

@@ -1,10 +1,10 @@
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
-import { dhtId, Known } from "../agent/update/known.ts";
-import { FleetNode, FOLLOWED, listener, ownGroups } from "./fleet.ts";
-import { scratch, until } from "./node.ts";
-import { headOf, keyHex } from "./trusts.ts";
+import { dhtId, Known } from "../../agent/update/known.ts";
+import { FleetNode, FOLLOWED, listener, ownGroups } from "../fleet.ts";
+import { scratch, until } from "../node.ts";
+import { headOf, keyHex } from "../trusts.ts";
 
 const HEAD = headOf("bell");
 const LATER = headOf("bell", { version: 8n });

@@ -2,15 +2,15 @@
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { readInstalling } from "../agent/boot/updates.ts";
-import { holdFolder } from "../agent/hold.ts";
-import type { UpdateStatus } from "../agent/update/commands.ts";
-import { Swarm } from "../agent/update/swarm.ts";
-import { hashPrefix } from "../boot/admit.ts";
-import { parseUpdate } from "../boot/updatefile.ts";
-import { until } from "./node.ts";
-import { toyCommand } from "./swarm/toy.ts";
-import { announcementOf, peerWith, releaseOf, UpdateNode } from "./updatenode.ts";
+import { readInstalling } from "../../agent/boot/updates.ts";
+import { holdFolder } from "../../agent/hold.ts";
+import type { UpdateStatus } from "../../agent/update/commands.ts";
+import { Swarm } from "../../agent/update/swarm.ts";
+import { hashPrefix } from "../../boot/admit.ts";
+import { parseUpdate } from "../../boot/updatefile.ts";
+import { until } from "../node.ts";
+import { toyCommand } from "../swarm/toy.ts";
+import { announcementOf, peerWith, releaseOf, UpdateNode } from "../updatenode.ts";
 
 const NINE = releaseOf(9n);
 const TEN = releaseOf(10n);
@@ -158,7 +158,7 @@ test("nothing is begun while power is switched for others, or somebody else inst
   await until("healthy", () => node.running?.slots.unrest === undefined);
   await Bun.sleep(1200); // a look or more
   expect([node.code, node.other.state]).toEqual(["hindered", "empty"]);
-  const hold = `import { holdFolder } from "${join(import.meta.dir, "../agent/hold.ts")}";
+  const hold = `import { holdFolder } from "${join(import.meta.dir, "../../agent/hold.ts")}";
     holdFolder("${join(node.dataDir, "boot")}", "install");
     console.log("held");
     await Bun.sleep(60_000);`;
