@@ -9,8 +9,9 @@ import { headId } from "../../boot/head.ts";
 import { aedes, freePort, Tap } from "../broker.ts";
 import { FileCard } from "../card.ts";
 import { SLOT_OFFSETS } from "../crash/card.ts";
-import { FRUIT, SOURCES, scratch, startAgent, until } from "../node.ts";
+import { type Executable, SOURCES, scratch, startAgent, until } from "../node.ts";
 import { seedOf } from "../releases.ts";
+import { readable, seeding } from "../swarm/commands.ts";
 import { FOLLOWING, trustText } from "../trusts.ts";
 import { announcementOf, releaseOf, UpdateNode } from "../updatenode.ts";
 
@@ -18,44 +19,34 @@ const NINE = releaseOf(9n, { stated: { boards: ["raspberrypi,4-model-b"] } });
 const TOPIC = `fruit/v1/lab/all/head/${headId(publicKeyOf(seedOf("anna")), FOLLOWING.target)}`;
 
 /** `fruit update seed`, and its address. */
-async function seed(folder: string, ...more: string[]) {
+function seed(fruit: Executable, folder: string, ...more: string[]) {
   const path = join(folder, "fruitos-9");
   writeFileSync(path, NINE.payload);
   writeFileSync(`${path}.side`, NINE.side);
   writeFileSync(`${path}.fruit`, NINE.update);
-  const child = Bun.spawn([...FRUIT.command, "update", "seed", `${path}.fruit`, "--json", ...more], {
-    env: { PATH: process.env.PATH ?? "", HOME: "/", ...FRUIT.env },
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "ignore",
-  });
-  const { value } = await child.stdout.getReader().read();
-  const { port } = JSON.parse(Buffer.from(value ?? []).toString());
-  return {
-    peer: `127.0.0.1:${port}`,
-    async [Symbol.asyncDispose]() {
-      child.kill("SIGTERM");
-      await child.exited;
-    },
-  };
+  return seeding(fruit, `${path}.fruit`, ...more);
 }
 
 /** A node whose agent may be started again and again on the same card. */
-function machine(peer: string) {
+function machine(fruit: Executable, peer: string) {
   const folder = scratch();
   const card = new FileCard(join(folder.path, "card.img"));
   mkdirSync(join(folder.path, "data"));
   writeFileSync(join(folder.path, "data/trust.json"), trustText(1, { anna: ["release", "trust", "head"] }));
   const start = (broker?: number) =>
-    startAgent(folder.path, {
-      sim: { wire_time: false, root: { disk: card.path, offset: SLOT_OFFSETS.a } },
-      boot: { run_dir: join(folder.path, "run"), reboot_command: ["/bin/true"], healthy_seconds: 1 },
-      update: {
-        ...{ policy: "automatic", target: FOLLOWING.target, look_seconds: 1 },
-        swarm: { port: 0, lan: false, dht: false, peers: [peer] },
+    startAgent(
+      folder.path,
+      {
+        sim: { wire_time: false, root: { disk: card.path, offset: SLOT_OFFSETS.a } },
+        boot: { run_dir: join(folder.path, "run"), reboot_command: ["/bin/true"], healthy_seconds: 1 },
+        update: {
+          ...{ policy: "automatic", target: FOLLOWING.target, look_seconds: 1 },
+          swarm: { port: 0, lan: false, dht: false, peers: [peer] },
+        },
+        ...(broker === undefined ? {} : { mqtt: { url: `mqtt://127.0.0.1:${broker}` } }),
       },
-      ...(broker === undefined ? {} : { mqtt: { url: `mqtt://127.0.0.1:${broker}` } }),
-    });
+      { executable: fruit },
+    );
   const told = async () => {
     const { lines, problems } = await readHistory(join(folder.path, "data/boot"), 100);
     expect(problems).toEqual([]);
@@ -67,12 +58,13 @@ const armed = ({ card }: ReturnType<typeof machine>) =>
   until("it is armed", () => card.record.slots.b.state === "trying", 60_000);
 
 test("an agent hears of a release on its broker, fetches it, arms it and says so", async () => {
+  using fruit = readable();
   using folder = scratch();
-  await using giver = await seed(folder.path);
+  await using giver = await seed(fruit, folder.path);
   await using broker = await aedes();
   await using tap = await Tap.at(broker.port);
   await tap.client.publishAsync(TOPIC, announcementOf(NINE), { qos: 1, retain: true });
-  using node = machine(giver.peer);
+  using node = machine(fruit, giver.peer);
   await using agent = await node.start(broker.port);
   await armed(node);
   expect(node.card.record.slots.b.version).toBe(9n);
@@ -93,9 +85,10 @@ test("an agent hears of a release on its broker, fetches it, arms it and says so
 }, 120_000);
 
 test("killed in the middle, with its broker gone, it goes on by what it remembers, and tells the next broker", async () => {
+  using fruit = readable();
   using folder = scratch();
-  await using giver = await seed(folder.path, "--up", "150000");
-  using node = machine(giver.peer);
+  await using giver = await seed(fruit, folder.path, "--up", "150000");
+  using node = machine(fruit, giver.peer);
   {
     await using broker = await aedes();
     await using tap = await Tap.at(broker.port);
