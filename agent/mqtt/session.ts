@@ -63,7 +63,7 @@ export interface Session {
   publish(message: Outgoing): void;
   /** Whether a frame can go out now. */
   readonly hasRoom: boolean;
-  /** Sends a frame now or never; `done` says once what became of it. `retain`: the broker keeps it, and this session does not say it again. */
+  /** Sends a frame now or never; `done` says once what became of it. `retain`: the broker keeps it, and it is not said again from here. */
   sendFrame(topic: string, frame: Uint8Array, done: (problem?: SendProblem) => void, retain?: boolean): void;
   readonly isOnline: boolean;
   readonly stats: Readonly<SessionStats>;
