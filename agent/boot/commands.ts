@@ -25,19 +25,7 @@ export function bootCommands(slots: Slots): Command[] {
       args: v.strictObject({}),
       run: async () => ({ state: "done", result: await statusOf(slots) }),
     }),
-    command({
-      verb: "boot.history",
-      summary: "What was installed, tried, kept and given up, with cause and evidence",
-      tier: 0,
-      role: "read",
-      args: v.strictObject({
-        last: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(100)), 20),
-      }),
-      run: async ({ args }) => ({
-        state: "done",
-        result: { lines: await slots.kept.history.tail(args.last) },
-      }),
-    }),
+    historyOf(slots, "boot.history", "What was installed, tried, kept and given up, with cause and evidence"),
     command({
       verb: "boot.explain",
       summary: "Why this node did or did not update, or rolled back",
@@ -76,6 +64,22 @@ export function bootCommands(slots: Slots): Command[] {
     }),
   ];
 }
+
+/** The row that tells a node's one history; slots and updates both have it. */
+export const historyOf = (slots: Slots, verb: string, summary: string): Command =>
+  command({
+    verb,
+    summary,
+    tier: 0,
+    role: "read",
+    args: v.strictObject({
+      last: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(100)), 20),
+    }),
+    run: async ({ args }) => ({
+      state: "done",
+      result: { lines: await slots.kept.history.tail(args.last) },
+    }),
+  });
 
 /** As it is on the card now. */
 async function statusOf(slots: Slots): Promise<BootStatus> {

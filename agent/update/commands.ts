@@ -1,6 +1,7 @@
 /** What can be asked of a node about updates. */
 import * as v from "valibot";
 import { HEAD_MAX_BYTES, HeadError } from "../../boot/head.ts";
+import { historyOf } from "../boot/commands.ts";
 import { explainBoot } from "../boot/explain.ts";
 import { readInstalling } from "../boot/updates.ts";
 import { type Command, command, Refusal } from "../commands.ts";
@@ -41,19 +42,11 @@ export function updateCommands(updates: Updates): Command[] {
         return { state: "done", result: { sentences, status } };
       },
     }),
-    command({
-      verb: "update.history",
-      summary: "What was announced, fetched, tried, kept and given up, with cause and evidence",
-      tier: 0,
-      role: "read",
-      args: v.strictObject({
-        last: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(100)), 20),
-      }),
-      run: async ({ args }) => ({
-        state: "done",
-        result: { lines: await slots.kept.history.tail(args.last) },
-      }),
-    }),
+    historyOf(
+      slots,
+      "update.history",
+      "What was announced, fetched, tried, kept and given up, with cause and evidence",
+    ),
     command({
       verb: "update.peers",
       summary: "Who releases come from and go to, and what they sent wrongly",
